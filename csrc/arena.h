@@ -1,0 +1,53 @@
+// Scratch memory that a calling thread keeps: it grows to the largest size asked for and is freed with the thread, so a
+// pass allocates nothing after the first call at a size, and several Python threads never share it.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+namespace mnv3_fast {
+
+class Arena {
+ public:
+  // `floats` floats, aligned to a cache line, contents undefined; valid until the next call on this thread.
+  static float* get(int64_t floats) {
+    static thread_local Arena arena;
+    if (floats > arena.capacity_) arena.grow(floats);
+    return arena.data_;
+  }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+ private:
+  Arena() = default;
+  ~Arena() { std::free(data_); }
+  void grow(int64_t floats) {
+    const std::size_t bytes = (static_cast<std::size_t>(floats) * sizeof(float) + 4095) / 4096 * 4096;
+    std::free(data_);
+    capacity_ = 0;
+    data_ = static_cast<float*>(std::aligned_alloc(64, bytes));
+    if (!data_) throw std::bad_alloc();
+    capacity_ = static_cast<int64_t>(bytes / sizeof(float));
+  }
+  float* data_ = nullptr;
+  int64_t capacity_ = 0;
+};
+
+// Hands out parts of one block of scratch memory; with no block it only adds up the sizes.
+class Carver {
+ public:
+  explicit Carver(float* data = nullptr) : data_(data) {}
+  float* take(int64_t floats) {
+    float* part = data_ ? data_ + used_ : nullptr;
+    used_ += (floats + 15) / 16 * 16;
+    return part;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  float* data_;
+  int64_t used_ = 0;
+};
+
+}  // namespace mnv3_fast

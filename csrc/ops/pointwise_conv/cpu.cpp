@@ -1,0 +1,156 @@
+// 1x1 convolution: output[m, n] = act(sum_k gate[k] input[m, k] weight[n, k] + bias[n]) + residual[m, n].
+// Input and output are [pixels][channels]; weights are panels [ceil(N/16)][K][16]. Bound by the FMA units: a tile of
+// kTileRows pixels x kTilePanels panels keeps its sums in registers, each weight vector is loaded once for kTileRows
+// pixels and each input value once for all of the tile's channels. Every sum runs over k in order, whatever the tile,
+// so results depend neither on the number of threads nor on the batch. See mnv3_fast/ops/pointwise_conv/README.md.
+#include "kernels.h"
+#include "simd/activation.h"
+#include "simd/vector.h"
+
+namespace mnv3_fast {
+namespace MNV3_ISA {
+namespace {
+
+// A tile of Rows pixels and Vectors * L channels; its panels lie panel_stride apart.
+struct Tile {
+  const float* input;
+  int64_t input_stride, inputs;
+  const float *weight, *bias;
+  int64_t panel_stride;
+  float* output;
+  int64_t output_stride, columns;
+  const float* residual;
+  int64_t residual_stride;
+  int activation;
+  float slope;
+};
+
+// One k: weight vectors once, then a broadcast for each pixel. Every third row has a pointer of its own, so that the
+// others are reached by the stride (in bytes) as an index register.
+template <int K, int Rows, int Vectors, int L>
+MNV3_INLINE void step(const char* const (&row)[(Rows + 2) / 3], int64_t stride, const float* weight, int64_t panel_stride,
+                      Vec<L> (&sum)[Rows][Vectors]) {
+  Vec<L> w[Vectors];
+  MNV3_UNROLL for (int v = 0; v < Vectors; v++) {
+    w[v] = load<L>(weight + v * L / kPanel * panel_stride + v * L % kPanel + K * kPanel);
+  }
+  MNV3_UNROLL for (int i = 0; i < Rows; i++) {
+    Vec<L> x = broadcast<L>(*reinterpret_cast<const float*>(row[i / 3] + i % 3 * stride + K * 4));
+    MNV3_PIN(x);
+    MNV3_UNROLL for (int v = 0; v < Vectors; v++) {
+      sum[i][v] += x * w[v];
+    }
+  }
+}
+
+template <int Rows, int Vectors, int L>
+__attribute__((noinline)) void run_tile(const Tile& t) {
+  Vec<L> sum[Rows][Vectors];
+  MNV3_UNROLL for (int v = 0; v < Vectors; v++) {
+    const Vec<L> bias = load<L>(t.bias + v * L);
+    MNV3_UNROLL for (int i = 0; i < Rows; i++) sum[i][v] = bias;
+  }
+  const char* row[(Rows + 2) / 3];
+  MNV3_UNROLL for (int i = 0; i < Rows; i += 3) row[i / 3] = reinterpret_cast<const char*>(t.input + i * t.input_stride);
+  const float* weight = t.weight;
+  int64_t stride = t.input_stride * 4, panel_stride = t.panel_stride, k = 0;
+  for (; k < t.inputs; k++) {
+    MNV3_UNROLL for (int i = 0; i < (Rows + 2) / 3; i++) MNV3_PIN_INDEX(row[i]);
+    MNV3_PIN_INDEX(stride);
+    if (Rows == 1) {  // one pixel streams the weights from memory
+      MNV3_UNROLL for (int v = 0; v < Vectors; v += kPanelVectors) __builtin_prefetch(weight + v * L / kPanel * panel_stride + 16 * kPanel);
+    }
+    step<0, Rows, Vectors, L>(row, stride, weight, panel_stride, sum);
+    MNV3_UNROLL for (int i = 0; i < (Rows + 2) / 3; i++) row[i] += 4;
+    weight += kPanel;
+  }
+  activate<L>(sum, t.activation, t.slope);
+  if (t.residual) {
+    MNV3_UNROLL for (int i = 0; i < Rows; i++) {
+      MNV3_UNROLL for (int v = 0; v < Vectors; v++) {
+        const float* r = t.residual + i * t.residual_stride + v * L;
+        sum[i][v] += t.columns >= (v + 1) * L ? load<L>(r) : load_first<L>(r, t.columns - v * L);
+      }
+    }
+  }
+  MNV3_UNROLL for (int i = 0; i < Rows; i++) {
+    MNV3_UNROLL for (int v = 0; v < Vectors; v++) {
+      store_first<L>(t.output + i * t.output_stride + v * L, sum[i][v], t.columns - v * L);
+    }
+  }
+}
+
+template <int Vectors, int L>
+void run_tile_of(int64_t rows, const Tile& t) {
+#define MNV3_CASE(R) \
+  case R:            \
+    if constexpr (R <= kTileRows) return run_tile<R, Vectors, L>(t); \
+    break;
+  switch (rows) {
+    MNV3_CASE(1) MNV3_CASE(2) MNV3_CASE(3) MNV3_CASE(4) MNV3_CASE(5) MNV3_CASE(6) MNV3_CASE(7)
+    MNV3_CASE(8) MNV3_CASE(9) MNV3_CASE(10) MNV3_CASE(11) MNV3_CASE(12) MNV3_CASE(13) MNV3_CASE(14)
+  }
+#undef MNV3_CASE
+}
+
+// Eight channels or fewer of a last panel need half of its lanes.
+constexpr int kHalfLanes = kLanes > 8 ? 8 : kLanes;
+
+void run_panels(int64_t rows, int64_t panels, const Tile& t) {
+  if (rows == 1 && panels == 4) return run_tile<1, 4 * kPanelVectors, kLanes>(t);
+  if (panels == kTilePanels && kTilePanels > 1) return run_tile_of<kTilePanels * kPanelVectors, kLanes>(rows, t);
+  if (t.columns <= 8) return run_tile_of<8 / kHalfLanes, kHalfLanes>(rows, t);
+  run_tile_of<kPanelVectors, kLanes>(rows, t);
+}
+
+// All panels over `pixels` pixels: a group of panels stays in L1 while the pixels pass.
+void run_strip(const Pointwise& a, const float* input, int64_t input_stride, int64_t first, int64_t pixels) {
+  const int64_t tiles = (pixels + kTileRows - 1) / kTileRows;
+  const int64_t group = pixels == 1 ? 4 : kTilePanels;
+  int64_t panels;
+  for (int64_t panel = a.panel_begin; panel < a.panel_end; panel += panels) {
+    const int64_t channel = panel * kPanel;
+    // Three half panels side by side would waste a fourth: they run as one and a half.
+    const bool fits = panel + group <= a.panel_end && a.outputs - channel > group * kPanel - 8;
+    panels = fits ? group : 1;
+    Tile t = {input, input_stride, a.inputs, a.weight + channel * a.inputs, a.bias + channel, kPanel * a.inputs, nullptr,
+              a.output_stride, a.outputs - channel, nullptr, a.residual_stride, a.activation, a.slope};
+    if (t.columns > panels * kPanel) t.columns = panels * kPanel;
+    int64_t rows;
+    for (int64_t tile = 0, m = 0; tile < tiles; tile++, m += rows) {
+      rows = pixels / tiles + (tile < pixels % tiles);  // tiles of equal height: no thin last one
+      t.input = input + m * input_stride;
+      t.output = a.output + (first + m) * a.output_stride + channel;
+      if (a.residual) t.residual = a.residual + (first + m) * a.residual_stride + channel;
+      run_panels(rows, panels, t);
+    }
+  }
+}
+
+void scale_channels(const float* input, int64_t stride, int64_t pixels, int64_t channels, const float* gate, float* output) {
+  for (int64_t m = 0; m < pixels; m++, input += stride, output += channels) {
+    int64_t k = 0;
+    for (; k + kLanes <= channels; k += kLanes) store<kLanes>(output + k, load<kLanes>(input + k) * load<kLanes>(gate + k));
+    for (; k < channels; k++) output[k] = input[k] * gate[k];
+  }
+}
+
+}  // namespace
+
+void pointwise(const Pointwise& a) {
+  record_variant(kPointwiseConv, kThisIsa);
+  const int64_t strip = pointwise_strip(a.inputs);
+  for (int64_t m = 0; m < a.pixels; m += strip) {
+    const int64_t pixels = a.pixels - m < strip ? a.pixels - m : strip;
+    const float* input = a.input + m * a.input_stride;
+    if (!a.gate) {
+      run_strip(a, input, a.input_stride, m, pixels);
+      continue;
+    }
+    scale_channels(input, a.input_stride, pixels, a.inputs, a.gate, a.scratch);
+    run_strip(a, a.scratch, a.inputs, m, pixels);
+  }
+}
+
+}  // namespace MNV3_ISA
+}  // namespace mnv3_fast

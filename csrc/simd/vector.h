@@ -1,0 +1,120 @@
+// The vector words that the kernels are written in: `Vec<L>` is L floats (GCC/Clang vector extensions).
+// Every kernel file is compiled once per instruction set with MNV3_ISA set to its namespace, so all of this has
+// internal linkage: the linker must never pick an AVX-512 copy of an inline function for an older CPU.
+#pragma once
+#include <stdint.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define MNV3_INLINE inline __attribute__((always_inline))
+#define MNV3_UNROLL _Pragma("GCC unroll 64")
+
+// An empty statement that claims to change x: keeps GCC from hoisting the next step's broadcasts above this step's
+// FMAs, which spills registers (six of them in the 14 x 2 tile).
+#if defined(MNV3_ISA_AVX512)
+#define MNV3_PIN(x) asm volatile("" : "+v"(x))
+#elif defined(__x86_64__)
+#define MNV3_PIN(x) asm volatile("" : "+x"(x))
+#elif defined(__aarch64__)
+#define MNV3_PIN(x) asm volatile("" : "+w"(x))
+#else
+#define MNV3_PIN(x) (void)(x)
+#endif
+
+// The same for an index or pointer: keeps GCC from hoisting sums of it into registers that a tile needs.
+#define MNV3_PIN_INDEX(x) asm volatile("" : "+r"(x))
+
+namespace mnv3_fast {
+namespace MNV3_ISA {
+namespace {
+
+template <int L>
+struct VectorOf {
+  typedef float type __attribute__((vector_size(L * 4)));
+};
+template <int L>
+using Vec = typename VectorOf<L>::type;
+
+#if defined(MNV3_ISA_AVX512)
+constexpr int kLanes = 16;
+constexpr int kTileRows = 14;   // pixels of a 1x1 conv tile: 14 x 2 accumulators + 2 weights + 1 broadcast of 32 registers
+constexpr int kTilePanels = 2;  // panels of 16 channels side by side in a tile
+constexpr int kTilePixels = 14;  // output pixels of a depthwise or stem tile
+#elif defined(MNV3_ISA_AVX2)
+constexpr int kLanes = 8;
+constexpr int kTileRows = 6;
+constexpr int kTilePanels = 1;
+constexpr int kTilePixels = 7;
+#else
+constexpr int kLanes = 4;
+constexpr int kTileRows = 3;
+constexpr int kTilePanels = 1;
+constexpr int kTilePixels = 7;
+#endif
+constexpr int kPanel = 16;  // channels of a packed panel, the same for every instruction set
+constexpr int kPanelVectors = kPanel / kLanes;
+
+template <int L>
+MNV3_INLINE Vec<L> load(const float* p) {
+  Vec<L> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <int L>
+MNV3_INLINE void store(float* p, Vec<L> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+template <int L>
+MNV3_INLINE Vec<L> broadcast(float x) {
+  return x - Vec<L>{};
+}
+// max(x, low) and min(x, high) that keep a NaN in x. On x86 that is the instruction itself with x as its second operand,
+// which GCC does not find in a comparison.
+template <int L>
+MNV3_INLINE Vec<L> at_least(Vec<L> x, Vec<L> low) {
+#if defined(MNV3_ISA_AVX512)
+  if constexpr (L == 16) return (Vec<L>)_mm512_max_ps((__m512)low, (__m512)x);
+#endif
+#if defined(__AVX__)
+  if constexpr (L == 8) return (Vec<L>)_mm256_max_ps((__m256)low, (__m256)x);
+#endif
+#if defined(__SSE__)
+  if constexpr (L == 4) return (Vec<L>)_mm_max_ps((__m128)low, (__m128)x);
+#endif
+  return x < low ? low : x;
+}
+template <int L>
+MNV3_INLINE Vec<L> at_most(Vec<L> x, Vec<L> high) {
+#if defined(MNV3_ISA_AVX512)
+  if constexpr (L == 16) return (Vec<L>)_mm512_min_ps((__m512)high, (__m512)x);
+#endif
+#if defined(__AVX__)
+  if constexpr (L == 8) return (Vec<L>)_mm256_min_ps((__m256)high, (__m256)x);
+#endif
+#if defined(__SSE__)
+  if constexpr (L == 4) return (Vec<L>)_mm_min_ps((__m128)high, (__m128)x);
+#endif
+  return x > high ? high : x;
+}
+// The first n lanes only, 0 <= n; more than L is L.
+template <int L>
+MNV3_INLINE void store_first(float* p, Vec<L> v, int64_t n) {
+  if (n >= L) return store<L>(p, v);
+  if (L == 16 && n == 8) {
+    __builtin_memcpy(p, &v, 32);
+    return;
+  }
+  for (int64_t i = 0; i < n; i++) p[i] = v[i];
+}
+template <int L>
+MNV3_INLINE Vec<L> load_first(const float* p, int64_t n) {
+  if (n >= L) return load<L>(p);
+  Vec<L> v = {};
+  for (int64_t i = 0; i < n; i++) v[i] = p[i];
+  return v;
+}
+
+}  // namespace
+}  // namespace MNV3_ISA
+}  // namespace mnv3_fast
