@@ -1,0 +1,77 @@
+#include "api.h"
+
+#include <cstring>
+
+#include "isa.h"
+
+namespace {
+
+using mnv3_fast::InstructionSet;
+
+constexpr int64_t kWhole = 4096;  // arrays up to this size are hashed whole: every BatchNorm vector
+constexpr int64_t kSamples = 64;
+
+struct Names {
+  const char* names[8] = {};
+  int count = 0;
+  void add(const char* name) { names[count++] = name; }
+};
+
+}  // namespace
+
+const char* const* mnv3_fast_cpu_features() {
+  static const Names features = [] {
+    Names n;
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2")) n.add("avx2");
+    if (__builtin_cpu_supports("fma")) n.add("fma");
+    if (__builtin_cpu_supports("avx512f")) n.add("avx512f");
+    if (__builtin_cpu_supports("avx512bw")) n.add("avx512bw");
+    if (__builtin_cpu_supports("avx512vl")) n.add("avx512vl");
+    if (__builtin_cpu_supports("avx512dq")) n.add("avx512dq");
+    if (__builtin_cpu_supports("avx512vnni")) n.add("avx512vnni");
+#endif
+    return n;
+  }();
+  return features.names;
+}
+
+const char* const* mnv3_fast_instruction_sets() {
+  static const Names sets = [] {
+    Names n;
+    for (int i = 0; i < mnv3_fast::kInstructionSets; i++) {
+      const auto set = static_cast<InstructionSet>(i);
+      if (mnv3_fast::is_available(set)) n.add(mnv3_fast::name_of(set));
+    }
+    return n;
+  }();
+  return sets.names;
+}
+
+const char* mnv3_fast_instruction_set() { return mnv3_fast::name_of(mnv3_fast::instruction_set()); }
+
+bool mnv3_fast_set_instruction_set(const char* name) {
+  for (int i = 0; i < mnv3_fast::kInstructionSets; i++) {
+    const auto set = static_cast<InstructionSet>(i);
+    if (std::strcmp(mnv3_fast::name_of(set), name) != 0 || !mnv3_fast::is_available(set)) continue;
+    mnv3_fast::set_instruction_set(set);
+    return true;
+  }
+  return false;
+}
+
+const char* mnv3_fast_take_variant(const char* op) { return mnv3_fast::take_variant(op); }
+
+uint64_t mnv3_fast_fingerprint(const std::uintptr_t* pointers, const int64_t* counts, std::size_t n) {
+  uint64_t hash = 0xcbf29ce484222325;
+  const auto mix = [&hash](uint32_t bits) { hash = (hash ^ bits) * 0x100000001b3; };
+  for (std::size_t i = 0; i < n; i++) {
+    const uint32_t* bits = reinterpret_cast<const uint32_t*>(pointers[i]);
+    if (counts[i] <= kWhole) {
+      for (int64_t j = 0; j < counts[i]; j++) mix(bits[j]);
+    } else {
+      for (int64_t j = 0; j < kSamples; j++) mix(bits[j * (counts[i] - 1) / (kSamples - 1)]);
+    }
+  }
+  return hash;
+}

@@ -1,0 +1,15 @@
+// The C functions of libmnv3_fast_ops that the Python module calls.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#define MNV3_EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+MNV3_EXPORT const char* const* mnv3_fast_cpu_features();      // ends in null
+MNV3_EXPORT const char* const* mnv3_fast_instruction_sets();  // ends in null
+MNV3_EXPORT const char* mnv3_fast_instruction_set();
+MNV3_EXPORT bool mnv3_fast_set_instruction_set(const char* name);
+MNV3_EXPORT const char* mnv3_fast_take_variant(const char* op);  // null: no such op
+MNV3_EXPORT uint64_t mnv3_fast_fingerprint(const std::uintptr_t* pointers, const int64_t* counts, std::size_t n);
+}

@@ -1,0 +1,109 @@
+#include "conv_arguments.h"
+
+#include <algorithm>
+
+namespace mnv3_fast {
+
+void expect(const char* op, const char* name, const Tensor& tensor, const std::vector<int64_t>& sizes) {
+  bool same = tensor.dim() == static_cast<int64_t>(sizes.size());
+  for (std::size_t i = 0; same && i < sizes.size(); i++) same = sizes[i] < 0 || tensor.size(static_cast<int64_t>(i)) == sizes[i];
+  if (!tensor.is_float32()) fail(op, std::string(name) + " must be float32");
+  if (same) return;
+  std::string wanted;
+  for (const int64_t size : sizes) wanted += (wanted.empty() ? "" : ", ") + (size < 0 ? std::string("*") : std::to_string(size));
+  fail(op, std::string(name) + " must be [" + wanted + "], got " + tensor.shape());
+}
+
+void copy_dense(const Tensor& t, float* output) {
+  int64_t sizes[4] = {1, 1, 1, 1}, strides[4] = {0, 0, 0, 0};
+  for (int64_t i = 0; i < t.dim(); i++) {
+    sizes[4 - t.dim() + i] = t.size(i);
+    strides[4 - t.dim() + i] = t.stride(i);
+  }
+  const float* data = t.data();
+  for (int64_t a = 0; a < sizes[0]; a++) {
+    for (int64_t b = 0; b < sizes[1]; b++) {
+      for (int64_t c = 0; c < sizes[2]; c++) {
+        const float* in = data + a * strides[0] + b * strides[1] + c * strides[2];
+        for (int64_t d = 0; d < sizes[3]; d++) *output++ = in[d * strides[3]];
+      }
+    }
+  }
+}
+
+void pack_panels(const float* weight, int64_t outputs, int64_t inputs, float* packed) {
+  for (int64_t n = 0; n < outputs; n += 16, packed += 16 * inputs) {
+    const int64_t lanes = std::min<int64_t>(16, outputs - n);
+    for (int64_t k = 0; k < inputs; k++) {
+      for (int64_t i = 0; i < 16; i++) packed[k * 16 + i] = i < lanes ? weight[(n + i) * inputs + k] : 0.0f;
+    }
+  }
+}
+
+ConvArguments::ConvArguments(const char* op, Arguments& args, std::size_t first)
+    : weight_(args.tensor(first)),
+      bias_(args.tensor(first + 1)),
+      bn_weight_(args.tensor(first + 2)),
+      bn_bias_(args.tensor(first + 3)),
+      mean_(args.tensor(first + 4)),
+      variance_(args.tensor(first + 5)),
+      eps_(args.real(first + 6)) {
+  if (!weight_.is_float32() || weight_.dim() < 2 || weight_.dim() > 4) fail(op, "weight must be float32 of 2 to 4 dimensions");
+  const std::vector<int64_t> vector = {outputs()};
+  if (bias_) expect(op, "bias", bias_, vector);
+  if (bn_weight_) expect(op, "bn_weight", bn_weight_, vector);
+  if (bn_bias_) expect(op, "bn_bias", bn_bias_, vector);
+  if (mean_) expect(op, "bn_mean", mean_, vector);
+  if (variance_) expect(op, "bn_var", variance_, vector);
+  if (static_cast<bool>(mean_) != static_cast<bool>(variance_)) fail(op, "bn_mean and bn_var must be given together");
+}
+
+PackedConv ConvArguments::fold(Carver& carver) const {
+  const Tensor* vectors[] = {&bias_, &bn_weight_, &bn_bias_, &mean_, &variance_};
+  const float* dense[5] = {};
+  float* weight = carver.take(weight_.numel());
+  float* folded_weight = carver.take(weight_.numel());
+  float* folded_bias = carver.take(outputs());
+  for (int i = 0; i < 5; i++) {
+    if (!*vectors[i]) continue;
+    float* copy = carver.take(outputs());
+    if (copy) copy_dense(*vectors[i], copy);
+    dense[i] = copy;
+  }
+  if (!weight) return {nullptr, nullptr};
+  copy_dense(weight_, weight);
+  kernels().fold_batch_norm({weight, dense[0], dense[1], dense[2], dense[3], dense[4], eps_, outputs(), inputs(), folded_weight, folded_bias});
+  return {folded_weight, folded_bias};
+}
+
+PackedConv ConvArguments::pack(Carver& carver) const {
+  const PackedConv folded = fold(carver);
+  const int64_t padded = round_up(outputs(), 16);
+  float* weight = carver.take(padded * inputs());
+  float* bias = carver.take(padded);
+  if (!weight) return {nullptr, nullptr};
+  pack_panels(folded.weight, outputs(), inputs(), weight);
+  std::copy(folded.bias, folded.bias + outputs(), bias);
+  std::fill(bias + outputs(), bias + padded, 0.0f);
+  return {weight, bias};
+}
+
+Window window_arguments(const char* op, const Arguments& args, std::size_t first, const Tensor& weight) {
+  const Window w = {weight.size(2),           weight.size(3),           args.integer(first),     args.integer(first + 1),
+                    args.integer(first + 2),  args.integer(first + 3),  args.integer(first + 4), args.integer(first + 5),
+                    args.integer(first + 6),  args.integer(first + 7)};
+  constexpr int64_t kMost = 1 << 20;
+  const int64_t least_one[] = {w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w};
+  const int64_t least_zero[] = {w.pad_left, w.pad_right, w.pad_top, w.pad_bottom};
+  for (const int64_t v : least_one) if (v < 1 || v > kMost) fail(op, "kernel size, stride and dilation must be at least 1");
+  for (const int64_t v : least_zero) if (v < 0 || v > kMost) fail(op, "padding must not be negative");
+  if (w.kernel_h > kMostKernelRows) fail(op, "the kernel is too high");
+  return w;
+}
+
+int activation_argument(const char* op, int64_t value) {
+  if (value < kNone || value > kHardswish) fail(op, "activation must be 0 (none), 1 (relu) or 2 (hardswish), got " + std::to_string(value));
+  return static_cast<int>(value);
+}
+
+}  // namespace mnv3_fast
