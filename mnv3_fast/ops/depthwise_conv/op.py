@@ -1,0 +1,99 @@
+"""``mnv3_fast::depthwise_conv`` and ``depthwise_conv_mean``: schema, fake, checks and the function that users call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from mnv3_fast.ops import checks, registration
+from mnv3_fast.ops.depthwise_conv import reference
+from mnv3_fast.ops.elements import empty_nhwc, output_size
+
+ARGUMENTS = (
+    f"(Tensor input, Tensor weight, Tensor? bias, {registration.BATCH_NORM}, {registration.WINDOW}, int activation)"
+)
+KERNEL_SIZES = (1, 3, 5, 7)
+
+
+def _fake(input, weight, bias, bn_w, bn_b, bn_m, bn_v, eps, sh, sw, left, right, top, bottom, dh, dw, activation):
+    height = output_size(input.shape[2], weight.shape[2], sh, top + bottom, dh)
+    width = output_size(input.shape[3], weight.shape[3], sw, left + right, dw)
+    return empty_nhwc(input, input.shape[0], input.shape[1], height, width)
+
+
+def _fake_mean(*args):
+    return _fake(*args), args[0].new_empty(args[0].shape[:2])
+
+
+def _flops(input, weight, *args, out_shape=None, **kwargs) -> int:
+    output = out_shape if isinstance(out_shape[0], int) else out_shape[0]
+    return 2 * output[0] * output[2] * output[3] * weight[0] * weight[2] * weight[3]
+
+
+OP = registration.register(f"depthwise_conv{ARGUMENTS} -> Tensor", reference.depthwise_conv, _fake, _flops)
+FUNCTION = registration.differentiable("depthwise_conv", OP, reference.depthwise_conv)
+MEAN_OP = registration.register(
+    f"depthwise_conv_mean{ARGUMENTS} -> (Tensor, Tensor)", reference.depthwise_conv_mean, _fake_mean, _flops
+)
+MEAN_FUNCTION = registration.differentiable("depthwise_conv_mean", MEAN_OP, reference.depthwise_conv_mean)
+
+
+def prepare(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    batch_norm: checks.BatchNorm | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: Any = 0,
+    dilation: int | tuple[int, int] = 1,
+    activation: str = "none",
+) -> tuple:
+    """The checked arguments of the raw op."""
+    op = "depthwise_conv"
+    checks.check_tensor(op, "input", input, [None] * 4, "[N, C, H, W]")
+    channels = input.shape[1]
+    checks.check_tensor(
+        op, "weight", weight, [channels, 1, None, None], f"[C, 1, kh, kw] with C = {channels}", device=input.device
+    )
+    if channels < 1:
+        raise ValueError(f"{op}: input must have at least one channel, got {list(input.shape)}")
+    if weight.shape[2] not in KERNEL_SIZES or weight.shape[3] not in KERNEL_SIZES:
+        raise ValueError(
+            f"{op}: kernel size must be one of {', '.join(map(str, KERNEL_SIZES))} each way, got {list(weight.shape[2:])}"
+        )
+    if bias is not None:
+        checks.check_tensor(op, "bias", bias, [channels], f"[C] with C = {channels}", device=input.device)
+    window = checks.check_window(op, stride, padding, dilation)
+    checks.check_output(op, input.shape[2:], weight.shape[2:], window)
+    norm = checks.check_batch_norm(op, batch_norm, channels, input.device)
+    return (input, weight, bias, *norm, *window, checks.activation_code(op, activation))
+
+
+def depthwise_conv(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, return_mean: bool = False, **options: Any
+) -> Tensor | tuple[Tensor, Tensor]:
+    """A depthwise convolution: act(BN(conv(input))).
+
+    Args:
+        input: [N, C, H, W], float32, any strides.
+        weight: [C, 1, kh, kw], float32; kh and kw one of 1, 3, 5, 7.
+        bias: [C] or None.
+        batch_norm: (weight, bias, running_mean, running_var, eps), folded in the op.
+        stride: int or (h, w), default 1.
+        padding: int, (h, w) or (left, right, top, bottom), default 0.
+        dilation: int or (h, w), default 1.
+        activation: "none", "relu" or "hardswish".
+        return_mean: also return the means over each map, from the same pass.
+
+    Returns:
+        [N, C, OH, OW] float32 with channels_last strides; with ``return_mean`` also [N, C].
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    args = prepare(input, weight, bias, **options)
+    if return_mean:
+        return registration.call(MEAN_OP, reference.depthwise_conv_mean, MEAN_FUNCTION, args)
+    return registration.call(OP, reference.depthwise_conv, FUNCTION, args)

@@ -1,0 +1,94 @@
+"""``mnv3_fast::stem_conv``: schema, fake, checks and the function that users call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mnv3_fast.ops import checks, registration
+from mnv3_fast.ops.elements import empty_nhwc, output_size
+from mnv3_fast.ops.stem_conv import reference
+
+SCHEMA = (
+    f"stem_conv(Tensor input, Tensor weight, Tensor? bias, {registration.BATCH_NORM}, Tensor? scale, Tensor? shift, "
+    f"{registration.WINDOW}, int activation) -> Tensor"
+)
+MOST_ROWS = 256  # input channels times kernel height: the kernel's table of row pointers
+
+
+def _fake(input, weight, bias, bn_w, bn_b, bn_m, bn_v, eps, scale, shift, sh, sw, left, right, top, bottom, dh, dw, act):
+    height = output_size(input.shape[2], weight.shape[2], sh, top + bottom, dh)
+    width = output_size(input.shape[3], weight.shape[3], sw, left + right, dw)
+    return empty_nhwc(weight, input.shape[0], weight.shape[0], height, width)
+
+
+def _flops(input, weight, *args, out_shape=None, **kwargs) -> int:
+    return 2 * out_shape[0] * out_shape[2] * out_shape[3] * weight[0] * weight[1] * weight[2] * weight[3]
+
+
+OP = registration.register(SCHEMA, reference.stem_conv, _fake, _flops)
+FUNCTION = registration.differentiable("stem_conv", OP, reference.stem_conv)
+
+
+def prepare(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    batch_norm: checks.BatchNorm | None = None,
+    stride: int | tuple[int, int] = 2,
+    padding: Any = 1,
+    dilation: int | tuple[int, int] = 1,
+    activation: str = "none",
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> tuple:
+    """The checked arguments of the raw op."""
+    op = "stem_conv"
+    checks.check_tensor(op, "input", input, [None] * 4, "[N, C, H, W]", (torch.float32, torch.uint8))
+    channels = input.shape[1]
+    checks.check_tensor(
+        op, "weight", weight, [None, channels, None, None], f"[O, C, kh, kw] with C = {channels}", device=input.device
+    )
+    outputs, _, kernel_h, kernel_w = weight.shape
+    if outputs < 1 or channels < 1 or kernel_h < 1 or kernel_w < 1:
+        raise ValueError(f"{op}: weight must not be empty, got {list(weight.shape)}")
+    if channels * kernel_h > MOST_ROWS or kernel_h > 64:
+        raise ValueError(
+            f"{op}: input channels times kernel height must be at most {MOST_ROWS}, got {channels} x {kernel_h}; "
+            "a convolution of that many channels is no stem"
+        )
+    if bias is not None:
+        checks.check_tensor(op, "bias", bias, [outputs], f"[O] with O = {outputs}", device=input.device)
+    for name, vector in (("scale", scale), ("shift", shift)):
+        if vector is not None:
+            checks.check_tensor(op, name, vector, [channels], f"[C] with C = {channels}", device=input.device)
+    window = checks.check_window(op, stride, padding, dilation)
+    checks.check_output(op, input.shape[2:], weight.shape[2:], window)
+    norm = checks.check_batch_norm(op, batch_norm, outputs, input.device)
+    return (input, weight, bias, *norm, scale, shift, *window, checks.activation_code(op, activation))
+
+
+def stem_conv(input: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
+    """The first convolution: act(BN(conv(input * scale + shift))), straight from an image.
+
+    Args:
+        input: [N, C, H, W], float32 or uint8, any strides (NCHW and channels_last are read as they are).
+        weight: [O, C, kh, kw], float32; C * kh at most 256.
+        bias: [O] or None.
+        batch_norm: (weight, bias, running_mean, running_var, eps), folded in the op.
+        stride: int or (h, w), default 2.
+        padding: int, (h, w) or (left, right, top, bottom), default 1; its zeros come after scale and shift.
+        dilation: int or (h, w), default 1.
+        activation: "none", "relu" or "hardswish".
+        scale, shift: [C] each; the image is x * scale + shift.
+
+    Returns:
+        [N, O, OH, OW] float32 with channels_last strides.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    return registration.call(OP, reference.stem_conv, FUNCTION, prepare(input, weight, bias, **options))
