@@ -63,15 +63,30 @@ bool mnv3_fast_set_instruction_set(const char* name) {
 const char* mnv3_fast_take_variant(const char* op) { return mnv3_fast::take_variant(op); }
 
 uint64_t mnv3_fast_fingerprint(const std::uintptr_t* pointers, const int64_t* counts, std::size_t n) {
-  uint64_t hash = 0xcbf29ce484222325;
-  const auto mix = [&hash](uint32_t bits) { hash = (hash ^ bits) * 0x100000001b3; };
+  constexpr uint64_t kPrime = 0x9e3779b97f4a7c15;
+  uint64_t lanes[4] = {1, 2, 3, 4};  // four chains: one alone waits for each product
+  const auto mix = [&lanes](int64_t lane, uint64_t bits) {
+    lanes[lane] = (lanes[lane] ^ bits) * kPrime;
+    lanes[lane] ^= lanes[lane] >> 29;
+  };
   for (std::size_t i = 0; i < n; i++) {
-    const uint32_t* bits = reinterpret_cast<const uint32_t*>(pointers[i]);
-    if (counts[i] <= kWhole) {
-      for (int64_t j = 0; j < counts[i]; j++) mix(bits[j]);
-    } else {
-      for (int64_t j = 0; j < kSamples; j++) mix(bits[j * (counts[i] - 1) / (kSamples - 1)]);
+    const auto* floats = reinterpret_cast<const unsigned char*>(pointers[i]);
+    const auto word = [floats](int64_t at, std::size_t bytes) {
+      uint64_t bits = 0;
+      std::memcpy(&bits, floats + 4 * at, bytes);
+      return bits;
+    };
+    mix(0, static_cast<uint64_t>(counts[i]));
+    int64_t j = 0;
+    if (counts[i] > kWhole) {
+      for (; j < kSamples; j++) mix(j % 4, word(j * (counts[i] - 1) / (kSamples - 1), 4));
+      continue;
     }
+    for (; j + 8 <= counts[i]; j += 8) {
+      for (int64_t lane = 0; lane < 4; lane++) mix(lane, word(j + 2 * lane, 8));
+    }
+    for (; j < counts[i]; j++) mix(j % 4, word(j, 4));
   }
-  return hash;
+  for (int lane = 1; lane < 4; lane++) mix(0, lanes[lane]);
+  return lanes[0];
 }

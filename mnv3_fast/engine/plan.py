@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mnv3_fast.ops.fold_batch_norm.reference import fold_batch_norm
+from mnv3_fast.ops.inverted_residual.layout import Layer, unflatten
 
 MAGIC = int.from_bytes(b"MNV3PLAN", "little")
 VERSION = 1
@@ -29,9 +30,6 @@ HEADER_WORDS = 16
 NODE_WORDS = 48
 PANEL = 16
 STEM, BLOCK, POINTWISE, POOL, LINEAR = 1, 2, 3, 4, 5
-
-# Flags of a layer in the flattened form of a block.
-HAS_BIAS, HAS_BATCH_NORM, NOT_AFFINE = 1, 2, 4
 
 
 def pack_panels(weight: Tensor) -> Tensor:
@@ -103,22 +101,20 @@ class PlanBuilder:
         activation, 17 squeeze channels (0: none), 18 squeeze activation, 19 gate, 20 slope (float64), 21 residual,
         22 to 31 weight and bias of expand, depthwise, fc1, fc2, project, 32 project activation.
         """
-        rest = list(tensors)
-        has_expand, has_squeeze = bool(spec[0]), bool(spec[13])
-        expand = _take_folded(rest, spec[1], constants[0]) if has_expand else None
-        depthwise = _take_folded(rest, spec[3], constants[1])
-        project = _take_folded(rest, spec[16], constants[2])
+        block = unflatten(tensors, spec, constants)
+        expand = fold_layer(block.expand) if block.expand else None
+        depthwise, project = fold_layer(block.depthwise), fold_layer(block.project)
         hidden = depthwise[0].shape[0]
         inputs = expand[0].shape[1] if expand else hidden
         outputs = project[0].shape[0]
-        node = Node(BLOCK, {1: inputs, 2: hidden, 3: outputs, 14: int(has_expand), 15: spec[2], 16: spec[4]})
+        node = Node(BLOCK, {1: inputs, 2: hidden, 3: outputs, 14: int(expand is not None), 15: spec[2], 16: spec[4]})
         node.words |= {18: spec[14], 19: spec[15], 20: _bits(constants[3]), 21: spec[18], 32: spec[17]}
         self._set_window(node, 4, [*depthwise[0].shape[-2:], *spec[5:13]])
         node.data = {24: pack_panels(depthwise[0].flatten(1)), 25: pack_vector(depthwise[1])}
         if expand:
             node.data |= {22: pack_panels(expand[0].flatten(1)), 23: pack_vector(expand[1])}
-        if has_squeeze:
-            fc1_weight, fc1_bias, fc2_weight, fc2_bias = rest
+        if block.squeeze_excite:
+            fc1_weight, fc1_bias, fc2_weight, fc2_bias = block.squeeze_excite
             node.words[17] = fc1_weight.shape[0]
             node.data |= {26: pack_panels(fc1_weight.flatten(1)), 27: pack_vector(fc1_bias)}
             node.data |= {28: pack_panels(fc2_weight.flatten(1)), 29: pack_vector(fc2_bias)}
@@ -213,12 +209,11 @@ def _linear_node(kind: int, weight: Tensor, bias: Tensor, activation: int) -> No
     return node
 
 
-def _take_folded(tensors: list[Tensor], flags: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Takes one layer off the front of the flattened tensors and folds its BatchNorm."""
-    weight = tensors.pop(0).detach()
-    bias = tensors.pop(0).detach() if flags & HAS_BIAS else None
-    if not flags & HAS_BATCH_NORM:
-        return weight, weight.new_zeros(weight.shape[0]) if bias is None else bias
-    affine = [None, None] if flags & NOT_AFFINE else [tensors.pop(0).detach(), tensors.pop(0).detach()]
-    mean, variance = tensors.pop(0), tensors.pop(0)
-    return fold_batch_norm(weight, bias, affine[0], affine[1], mean, variance, eps)
+def fold_layer(layer: Layer) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer with its BatchNorm folded in."""
+    weight = layer.weight.detach()
+    gamma, beta, mean, variance = layer.batch_norm
+    if mean is None or variance is None:
+        return weight, weight.new_zeros(weight.shape[0]) if layer.bias is None else layer.bias.detach()
+    with torch.no_grad():
+        return fold_batch_norm(weight, layer.bias, gamma, beta, mean, variance, layer.eps)

@@ -40,11 +40,21 @@ def wants_grad(args: Any) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_in(args))
 
 
+def refuse_grad(name: str, args: Any) -> None:
+    """A raw op is not differentiable; silently detached gradients would be worse than an error."""
+    if wants_grad(args):
+        raise RuntimeError(
+            f"{name}: torch.ops.mnv3_fast.{name} is not differentiable and an input requires grad; "
+            f"use mnv3_fast.ops.{name} or torch.no_grad()"
+        )
+
+
 def register(
     schema: str,
     reference: Callable[..., Any],
     fake: Callable[..., Any],
     flops: Callable[..., int] | None = None,
+    guarded: bool = True,
 ) -> Any:
     """Define ``mnv3_fast::<schema>`` with everything but its kernels, and return ``torch.ops.mnv3_fast.<name>``.
 
@@ -53,6 +63,8 @@ def register(
         reference: the specification in plain torch, with the arguments of the schema.
         fake: shapes and strides of the outputs, from fake tensors.
         flops: multiply-adds times two, from the shapes of the arguments; ``out_shape`` by keyword.
+        guarded: refuse inputs that require grad by a kernel at the Autograd key; an op whose own kernel is written in
+            Python calls :func:`refuse_grad` itself, which saves a dispatch.
     """
     name = schema[: schema.index("(")]
     LIBRARY.define(schema)
@@ -66,16 +78,13 @@ def register(
         return as_nhwc(outputs) if outputs.dim() == 4 else outputs
 
     def guard(*args: Any) -> Any:
-        if wants_grad(args):
-            raise RuntimeError(
-                f"{name}: torch.ops.mnv3_fast.{name} is not differentiable and an input requires grad; "
-                f"use mnv3_fast.ops.{name} or torch.no_grad()"
-            )
+        refuse_grad(name, args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
     LIBRARY.impl(name, run_reference, "CompositeExplicitAutograd")
-    LIBRARY.impl(name, guard, "Autograd")
+    if guarded:
+        LIBRARY.impl(name, guard, "Autograd")
     if flops is not None:
         register_flop_formula(op)(flops)
     return op

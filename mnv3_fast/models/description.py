@@ -1,0 +1,241 @@
+"""What a block or a network is made of, whichever library its modules come from.
+
+``describe_block`` and ``describe_net`` read torchvision's and timm's modules (torchvision.py, timm.py) into these
+classes; ``accelerate``, ``freeze`` and ``explain`` know nothing else. A description refers to the original modules, so
+it has no copy of any weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from mnv3_fast.ops.depthwise_conv.op import KERNEL_SIZES
+from mnv3_fast.ops.elements import ACTIVATIONS, GATES
+from mnv3_fast.ops.inverted_residual.layout import HAS_BATCH_NORM, HAS_BIAS, NOT_AFFINE
+
+
+class Unsupported(Exception):
+    """A module that our kernels cannot run as it stands; the message says why."""
+
+
+@dataclass(frozen=True)
+class ConvLayer:
+    """A convolution, the BatchNorm after it and its activation ("none", "relu", "hardswish")."""
+
+    conv: nn.Conv2d
+    norm: nn.Module | None
+    activation: str
+
+    def flags(self) -> int:
+        """Which tensors :meth:`tensors` lists."""
+        bias = HAS_BIAS if self.conv.bias is not None else 0
+        if self.norm is None:
+            return bias
+        return bias | HAS_BATCH_NORM | (NOT_AFFINE if self.norm.weight is None else 0)
+
+    def tensors(self) -> list[Tensor]:
+        """Weight, bias, BatchNorm's weight, bias, running_mean, running_var: those that exist."""
+        found = [self.conv.weight]
+        if self.conv.bias is not None:
+            found.append(self.conv.bias)
+        if self.norm is not None:
+            if self.norm.weight is not None:
+                found += [self.norm.weight, self.norm.bias]
+            found += [self.norm.running_mean, self.norm.running_var]
+        return found
+
+    def eps(self) -> float:
+        """BatchNorm's eps, 0 without one."""
+        return 0.0 if self.norm is None else float(self.norm.eps)
+
+    def window(self) -> list[int]:
+        """stride h, w, padding left, right, top, bottom, dilation h, w."""
+        pad_h, pad_w = self.conv.padding
+        return [*self.conv.stride, pad_w, pad_w, pad_h, pad_h, *self.conv.dilation]
+
+    def batch_norm(self) -> tuple | None:
+        """The ``batch_norm`` argument of the ops."""
+        if self.norm is None:
+            return None
+        norm = self.norm
+        return norm.weight, norm.bias, norm.running_mean, norm.running_var, float(norm.eps)
+
+    def weights(self) -> int:
+        """Multiply-adds for one output pixel."""
+        return self.conv.weight.numel()
+
+
+@dataclass(frozen=True)
+class SqueezeExciteLayer:
+    """The two 1x1 convolutions (with bias) of squeeze-excite; gate "hardsigmoid" or "sigmoid"."""
+
+    fc1: nn.Conv2d
+    fc2: nn.Conv2d
+    activation: str
+    gate: str
+    slope: float
+
+    def tensors(self) -> list[Tensor]:
+        """Weights and biases in the order of the ops."""
+        return [self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias]
+
+
+@dataclass(frozen=True)
+class BlockDescription:
+    """An inverted residual block: expand (or None), depthwise, squeeze-excite (or None), project."""
+
+    expand: ConvLayer | None
+    depthwise: ConvLayer
+    squeeze_excite: SqueezeExciteLayer | None
+    project: ConvLayer
+    residual: bool
+
+    def layers(self) -> Iterator[ConvLayer]:
+        """The convolutions in order."""
+        if self.expand is not None:
+            yield self.expand
+        yield self.depthwise
+        yield self.project
+
+    def flatten(self) -> tuple[list[Tensor], list[int], list[float]]:
+        """tensors, spec and constants of ``mnv3_fast::inverted_residual`` (ops/inverted_residual/layout.py)."""
+        tensors: list[Tensor] = []
+        for layer in self.layers():
+            tensors += layer.tensors()
+        expand, depthwise, project, squeeze = self.expand, self.depthwise, self.project, self.squeeze_excite
+        spec = [0, 0, 0] if expand is None else [1, expand.flags(), ACTIVATIONS[expand.activation]]
+        spec += [depthwise.flags(), ACTIVATIONS[depthwise.activation], *depthwise.window()]
+        if squeeze is None:
+            spec += [0, 0, 0]
+        else:
+            tensors += squeeze.tensors()
+            spec += [1, ACTIVATIONS[squeeze.activation], GATES[squeeze.gate]]
+        spec += [project.flags(), ACTIVATIONS[project.activation], int(self.residual)]
+        slope = 1 / 6 if squeeze is None else squeeze.slope
+        return tensors, spec, [0.0 if expand is None else expand.eps(), depthwise.eps(), project.eps(), slope]
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A fully connected layer, as nn.Linear or as a 1x1 convolution over one pixel, and its activation."""
+
+    linear: nn.Module
+    activation: str
+
+
+@dataclass(frozen=True)
+class NetDescription:
+    """A network as far as one plan can run it.
+
+    ``head`` are the layers after pooling that join the plan; ``rest`` is what comes after them and stays torch's
+    (in order of execution); ``pooled`` says whether the plan ends behind the pool.
+    """
+
+    stem: ConvLayer | None
+    blocks: tuple[BlockDescription, ...]
+    tail: ConvLayer | None
+    pooled: bool
+    head: tuple[LinearLayer, ...] = ()
+    rest: tuple[nn.Module, ...] = field(default=())
+
+
+def read_activation(module: nn.Module | None) -> str:
+    """The name of an activation module; raises Unsupported for one that the kernels do not have."""
+    if module is None or type(module) is nn.Identity:
+        return "none"
+    if type(module) is nn.ReLU:
+        return "relu"
+    if type(module) is nn.Hardswish:
+        return "hardswish"
+    raise Unsupported(f"activation {type(module).__name__} has no kernel (relu and hardswish have)")
+
+
+def read_gate(module: nn.Module) -> tuple[str, float]:
+    """Name and slope of a gate module."""
+    if type(module) is nn.Hardsigmoid:
+        return "hardsigmoid", 1 / 6
+    if type(module) is nn.Sigmoid:
+        return "sigmoid", 1 / 6
+    raise Unsupported(f"gate {type(module).__name__} has no kernel (hardsigmoid and sigmoid have)")
+
+
+_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
+
+
+def check_norm(module: nn.Module | None, classes: tuple[type, ...] = _BATCH_NORMS) -> None:
+    """A BatchNorm with running statistics, or none."""
+    if module is None:
+        return
+    if type(module) not in classes:
+        raise Unsupported(f"norm {type(module).__name__} cannot be folded into a convolution")
+    if module.running_mean is None or module.running_var is None:
+        raise Unsupported("BatchNorm without running statistics cannot be folded into a convolution")
+
+
+def check_conv(conv: nn.Module, kind: str) -> None:
+    """A convolution of one kind, "pointwise", "depthwise" or "stem", that the kernels run."""
+    if type(conv) is not nn.Conv2d:
+        raise Unsupported(f"{kind} convolution is a {type(conv).__name__}, not an nn.Conv2d")
+    if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
+        raise Unsupported(f"padding {conv.padding!r} with mode {conv.padding_mode!r} has no kernel")
+    if kind == "pointwise":
+        plain = conv.groups == 1 and conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0)
+        if not plain:
+            raise Unsupported(f"expected a 1x1 convolution, got {conv}")
+    elif kind == "depthwise":
+        if conv.groups != conv.in_channels or conv.out_channels != conv.in_channels:
+            raise Unsupported(f"expected a depthwise convolution, got {conv}")
+        if not set(conv.kernel_size) <= set(KERNEL_SIZES):
+            raise Unsupported(f"depthwise kernel size {conv.kernel_size} has no kernel (1, 3, 5 and 7 have)")
+    elif conv.groups != 1 or conv.in_channels * conv.kernel_size[0] > 64:
+        raise Unsupported(f"expected a stem (a dense convolution of few channels), got {conv}")
+
+
+def describe_block(module: nn.Module) -> BlockDescription:
+    """Read an inverted residual block of torchvision or timm; raises Unsupported with the reason."""
+    from mnv3_fast.models import timm, torchvision
+
+    for reader in (torchvision.read_block, timm.read_block):
+        description = reader(module)
+        if description is not None:
+            return description
+    raise Unsupported(f"{type(module).__module__}.{type(module).__qualname__} is no known inverted residual block")
+
+
+def describe_conv(module: nn.Module) -> ConvLayer:
+    """Read a convolution with norm and activation in one module (Conv2dNormActivation, timm's ConvBnAct)."""
+    from mnv3_fast.models import timm, torchvision
+
+    for reader in (torchvision.read_conv, timm.read_conv):
+        description = reader(module)
+        if description is not None:
+            return description
+    raise Unsupported(f"{type(module).__module__}.{type(module).__qualname__} is no known convolution block")
+
+
+def describe_net(model: nn.Module) -> NetDescription:
+    """Read a whole MobileNetV3, or the ``features`` of one; raises Unsupported with the reason."""
+    from mnv3_fast.models import timm, torchvision
+
+    for reader in (torchvision.read_net, timm.read_net):
+        description = reader(model)
+        if description is not None:
+            return description
+    raise Unsupported(f"{type(model).__module__}.{type(model).__qualname__} is no known MobileNetV3")
+
+
+def kind_of_conv(layer: ConvLayer) -> str:
+    """Which op runs a lone convolution: "pointwise", "depthwise" or "stem"; raises Unsupported."""
+    conv = layer.conv
+    if conv.kernel_size == (1, 1) and conv.groups == 1:
+        kind = "pointwise"
+    elif conv.groups > 1:
+        kind = "depthwise"
+    else:
+        kind = "stem"
+    check_conv(conv, kind)
+    return kind

@@ -1,0 +1,114 @@
+"""Reads timm's modules into descriptions, by the names of their classes: timm is not imported."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mnv3_fast.models.description import (
+    BlockDescription,
+    ConvLayer,
+    LinearLayer,
+    NetDescription,
+    SqueezeExciteLayer,
+    Unsupported,
+    check_conv,
+    read_activation,
+    read_gate,
+)
+
+
+def is_timm(module: nn.Module, name: str) -> bool:
+    """Whether a module is timm's class of this name, or our subclass of it."""
+    return any(cls.__name__ == name and cls.__module__.startswith("timm.") for cls in type(module).__mro__)
+
+
+def _read_layer(conv: nn.Module, norm: nn.Module) -> ConvLayer:
+    """A convolution and its BatchNormAct2d, which holds the activation."""
+    if not is_timm(norm, "BatchNormAct2d") or type(norm).__name__ != "BatchNormAct2d":
+        raise Unsupported(f"norm {type(norm).__name__} cannot be folded into a convolution")
+    if norm.running_mean is None or norm.running_var is None:
+        raise Unsupported("BatchNorm without running statistics cannot be folded into a convolution")
+    if type(norm.drop) is not nn.Identity:
+        raise Unsupported(f"BatchNormAct2d drops with {type(norm.drop).__name__}")
+    return ConvLayer(conv, norm, read_activation(norm.act))
+
+
+def _check_plain(module: nn.Module) -> None:
+    if type(getattr(module, "aa", None)) not in (nn.Identity, type(None)):
+        raise Unsupported("anti-aliasing between the convolutions has no kernel")
+    if getattr(module, "conv_s2d", None) is not None:
+        raise Unsupported("space-to-depth in front of a block has no kernel")
+
+
+def _read_squeeze_excite(module: nn.Module) -> SqueezeExciteLayer | None:
+    if type(module) is nn.Identity:
+        return None
+    if not is_timm(module, "SqueezeExcite") or not hasattr(module, "conv_reduce"):
+        raise Unsupported(f"{type(module).__name__} in the place of squeeze-excite has no kernel")
+    for conv in (module.conv_reduce, module.conv_expand):
+        check_conv(conv, "pointwise")
+        if conv.bias is None:
+            raise Unsupported("squeeze-excite without bias")
+    gate, slope = read_gate(module.gate)
+    return SqueezeExciteLayer(module.conv_reduce, module.conv_expand, read_activation(module.act1), gate, slope)
+
+
+def read_block(module: nn.Module) -> BlockDescription | None:
+    """InvertedResidual and DepthwiseSeparableConv."""
+    if is_timm(module, "InvertedResidual"):
+        _check_plain(module)
+        expand = _read_layer(module.conv_pw, module.bn1)
+        depthwise = _read_layer(module.conv_dw, module.bn2)
+        project = _read_layer(module.conv_pwl, module.bn3)
+        check_conv(expand.conv, "pointwise")
+    elif is_timm(module, "DepthwiseSeparableConv"):
+        _check_plain(module)
+        expand = None
+        depthwise, project = _read_layer(module.conv_dw, module.bn1), _read_layer(module.conv_pw, module.bn2)
+    else:
+        return None
+    check_conv(depthwise.conv, "depthwise")
+    check_conv(project.conv, "pointwise")
+    return BlockDescription(expand, depthwise, _read_squeeze_excite(module.se), project, bool(module.has_skip))
+
+
+def read_conv(module: nn.Module) -> ConvLayer | None:
+    """ConvBnAct without a skip connection."""
+    if not is_timm(module, "ConvBnAct"):
+        return None
+    _check_plain(module)
+    if module.has_skip:
+        raise Unsupported("ConvBnAct with a skip connection has no kernel")
+    layer = _read_layer(module.conv, module.bn1)
+    if type(layer.conv) is not nn.Conv2d:
+        raise Unsupported(f"ConvBnAct has a {type(layer.conv).__name__}")
+    return layer
+
+
+def read_net(model: nn.Module) -> NetDescription | None:
+    """MobileNetV3 with average pooling: conv_stem, bn1, blocks, global_pool, conv_head, act2, classifier."""
+    if not is_timm(model, "MobileNetV3"):
+        return None
+    stem = _read_layer(model.conv_stem, model.bn1)
+    check_conv(stem.conv, "stem")
+    children = [child for stage in model.blocks for child in stage]
+    tail = read_conv(children[-1])
+    blocks = []
+    for child in children[:-1] if tail else children:
+        block = read_block(child)
+        if block is None:
+            raise Unsupported(f"{type(child).__name__} stands among the blocks")
+        blocks.append(block)
+    if getattr(model.global_pool, "pool_type", None) != "avg":
+        raise Unsupported(f"global_pool {model.global_pool} has no kernel (average pooling has)")
+    if type(model.norm_head) is not nn.Identity:
+        raise Unsupported(f"norm_head {type(model.norm_head).__name__} has no kernel")
+    if type(model.conv_head) is not nn.Conv2d or model.conv_head.kernel_size != (1, 1):
+        raise Unsupported(f"conv_head {model.conv_head} has no kernel")
+    head = [LinearLayer(model.conv_head, read_activation(model.act2))]
+    rest: tuple[nn.Module, ...] = ()
+    if type(model.classifier) is nn.Linear:
+        head.append(LinearLayer(model.classifier, "none"))
+    elif type(model.classifier) is not nn.Identity:
+        rest = (model.classifier,)
+    return NetDescription(stem, tuple(blocks), tail, True, tuple(head), rest)

@@ -1,0 +1,5 @@
+"""Fused modules, for ``accelerate`` and for nets of one's own: drop-ins for torchvision's classes of the same names."""
+
+from mnv3_fast.nn.torchvision_blocks import Conv2dNormActivation, InvertedResidual, Sequential, SqueezeExcitation
+
+__all__ = ["Conv2dNormActivation", "InvertedResidual", "Sequential", "SqueezeExcitation"]

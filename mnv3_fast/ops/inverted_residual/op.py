@@ -1,0 +1,164 @@
+"""``mnv3_fast::inverted_residual``: a whole block from its original tensors; folding and packing are cached inside.
+
+So a captured graph holds one op a block, needs no state beyond the state_dict, and stays right after an update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mnv3_fast import _library
+from mnv3_fast.engine.op import OP as RUN_PLAN
+from mnv3_fast.ops import checks, registration
+from mnv3_fast.ops.elements import empty_nhwc, output_size
+from mnv3_fast.ops.inverted_residual import cache, reference
+from mnv3_fast.ops.inverted_residual.layout import HAS_BATCH_NORM, HAS_BIAS, NOT_AFFINE, unflatten
+from mnv3_fast.ops.squeeze_excite_gate.op import prepare_layers
+
+SCHEMA = "inverted_residual(Tensor input, Tensor[] tensors, int[] spec, float[] constants) -> Tensor"
+
+
+def _output_shape(input: Sequence[int], shapes: Any, spec: Sequence[int]) -> tuple[int, int, int, int]:
+    """``shapes(layer)`` gives the shape of the depthwise and project weights."""
+    _, _, kernel_h, kernel_w = shapes("depthwise")
+    stride_h, stride_w, left, right, top, bottom, dilation_h, dilation_w = spec[5:13]
+    height = output_size(input[2], kernel_h, stride_h, top + bottom, dilation_h)
+    width = output_size(input[3], kernel_w, stride_w, left + right, dilation_w)
+    return input[0], shapes("project")[0], height, width
+
+
+def _fake(input: Tensor, tensors: Sequence[Tensor], spec: Sequence[int], constants: Sequence[float]) -> Tensor:
+    block = unflatten(tensors, spec, constants)
+    return empty_nhwc(input, *_output_shape(input.shape, lambda layer: getattr(block, layer).weight.shape, spec))
+
+
+def _flops(input: Any, tensors: Any, spec: Any, constants: Any, *, out_shape: Any = None, **kwargs: Any) -> int:
+    block = unflatten(tensors, spec, constants)  # of shapes, not of tensors
+    pixels_in, pixels_out = input[0] * input[2] * input[3], out_shape[0] * out_shape[2] * out_shape[3]
+    expand = block.expand.weight[0] * block.expand.weight[1] * pixels_in if block.expand else 0
+    depthwise = block.depthwise.weight[0] * block.depthwise.weight[2] * block.depthwise.weight[3] * pixels_out
+    squeeze = 2 * block.squeeze_excite[0][0] * block.squeeze_excite[0][1] * input[0] if block.squeeze_excite else 0
+    return 2 * (expand + depthwise + squeeze + block.project.weight[0] * block.project.weight[1] * pixels_out)
+
+
+OP = registration.register(SCHEMA, reference.inverted_residual, _fake, _flops, guarded=False)
+
+
+def _run(input: Tensor, tensors: list[Tensor], spec: list[int], constants: list[float]) -> Tensor:
+    registration.refuse_grad("inverted_residual", (input, tensors))
+    entry = cache.packed(tensors, spec, constants)
+    with torch._C._AutoDispatchBelowAutograd():
+        return RUN_PLAN(input, entry.plan, entry.geometry)
+
+
+if _library.EXTENSION:
+    registration.LIBRARY.impl("inverted_residual", _run, "CPU")
+
+
+def _flat(input: Tensor, spec: Any, constants: Any, *tensors: Tensor) -> Tensor:
+    return OP(input, list(tensors), spec, constants)
+
+
+FUNCTION = registration.differentiable("inverted_residual", _flat, reference.inverted_residual_flat)
+
+
+def run_block(input: Tensor, tensors: list[Tensor], spec: list[int], constants: list[float]) -> Tensor:
+    """A block in its flattened form (see layout.py), differentiably where that is asked for."""
+    if registration.wants_grad((input, tensors)):
+        return FUNCTION.apply(input, spec, constants, *tensors)
+    if _library.backend() == "reference":
+        return reference.inverted_residual(input, tensors, spec, constants)
+    return OP(input, tensors, spec, constants)
+
+
+def _flatten_layer(
+    name: str, layer: Any, inputs: int, outputs: int | None, kernel: tuple, device: torch.device
+) -> tuple[list[Tensor], int, float]:
+    op = "inverted_residual"
+    if not isinstance(layer, (tuple, list)) or len(layer) != 3:
+        raise TypeError(f"{op}: {name} must be (weight, bias or None, batch_norm or None), got {type(layer).__name__}")
+    weight, bias, batch_norm = layer
+    words = f"[{'O' if outputs is None else outputs}, {inputs}, {', '.join('k' if k is None else str(k) for k in kernel)}]"
+    checks.check_tensor(op, f"{name} weight", weight, [outputs, inputs, *kernel], words, device=device)
+    tensors, flags, eps = [weight], 0, 0.0
+    if bias is not None:
+        checks.check_tensor(op, f"{name} bias", bias, [weight.shape[0]], f"[{weight.shape[0]}]", device=device)
+        tensors.append(bias)
+        flags |= HAS_BIAS
+    if batch_norm is not None:
+        gamma, beta, mean, variance, eps = checks.check_batch_norm(op, batch_norm, weight.shape[0], device)
+        if (gamma is None) != (beta is None):
+            raise ValueError(f"{op}: {name} batch_norm must have both weight and bias or neither")
+        flags |= HAS_BATCH_NORM | (NOT_AFFINE if gamma is None else 0)
+        tensors += [mean, variance] if gamma is None else [gamma, beta, mean, variance]
+    return tensors, flags, eps
+
+
+def inverted_residual(
+    input: Tensor,
+    depthwise: tuple,
+    project: tuple,
+    *,
+    expand: tuple | None = None,
+    squeeze_excite: tuple | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: Any = 0,
+    dilation: int | tuple[int, int] = 1,
+    activation: str = "relu",
+    squeeze_activation: str = "relu",
+    gate: str = "hardsigmoid",
+    slope: float = 1 / 6,
+    residual: bool = False,
+) -> Tensor:
+    """A whole inverted residual block: expand 1x1 -> depthwise -> squeeze-excite -> project 1x1 (+ input).
+
+    Args:
+        input: [N, C, H, W], float32, any strides.
+        depthwise: (weight [E, 1, kh, kw], bias or None, batch_norm or None); batch_norm as of ``depthwise_conv``.
+        project: (weight [O, E, 1, 1], bias or None, batch_norm or None).
+        expand: (weight [E, C, 1, 1], bias or None, batch_norm or None); None where E = C.
+        squeeze_excite: (fc1 weight, fc1 bias, fc2 weight, fc2 bias), between depthwise and project.
+        stride, padding, dilation: of the depthwise convolution, as of ``depthwise_conv``.
+        activation: after expand and depthwise, "none", "relu" or "hardswish".
+        squeeze_activation, gate, slope: of squeeze-excite.
+        residual: add the input; needs stride 1 and as many outputs as inputs.
+
+    Returns:
+        [N, O, OH, OW] float32 with channels_last strides.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    op = "inverted_residual"
+    checks.check_tensor(op, "input", input, [None] * 4, "[N, C, H, W]")
+    device, hidden = input.device, input.shape[1]
+    tensors: list[Tensor] = []
+    expand_flags, expand_eps = 0, 0.0
+    if expand is not None:
+        tensors, expand_flags, expand_eps = _flatten_layer("expand", expand, hidden, None, (1, 1), device)
+        hidden = tensors[0].shape[0]
+    depthwise_tensors, depthwise_flags, depthwise_eps = _flatten_layer(
+        "depthwise", depthwise, 1, hidden, (None, None), device
+    )
+    project_tensors, project_flags, project_eps = _flatten_layer("project", project, hidden, None, (1, 1), device)
+    tensors = tensors + depthwise_tensors + project_tensors
+    window = checks.check_window(op, stride, padding, dilation)
+    checks.check_output(op, input.shape[2:], depthwise_tensors[0].shape[2:], window)
+    code = checks.activation_code(op, activation)
+    squeeze_code, gate_code = checks.activation_code(op, squeeze_activation, "squeeze_activation"), checks.gate_code(op, gate)
+    if squeeze_excite is not None:
+        if not isinstance(squeeze_excite, (tuple, list)) or len(squeeze_excite) != 4:
+            raise TypeError(f"{op}: squeeze_excite must be (fc1 weight, fc1 bias, fc2 weight, fc2 bias)")
+        tensors += prepare_layers(op, hidden, device, *squeeze_excite, squeeze_activation, gate, slope)[:4]
+    spec = [int(expand is not None), expand_flags, code, depthwise_flags, code, *window, int(squeeze_excite is not None)]
+    spec += [squeeze_code, gate_code, project_flags, 0, int(residual)]
+    constants = [expand_eps, depthwise_eps, project_eps, float(slope)]
+    if residual:
+        shape = _output_shape(input.shape, {"depthwise": depthwise_tensors[0].shape, "project": project_tensors[0].shape}.get, spec)
+        if tuple(shape) != tuple(input.shape):
+            raise ValueError(f"{op}: residual needs an output of the input's shape {list(input.shape)}, got {list(shape)}")
+    return run_block(input, tensors, spec, constants)
