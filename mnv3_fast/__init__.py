@@ -1,6 +1,40 @@
 """MobileNetV3 at hardware speed: a drop-in for torchvision's and timm's models with fused kernels."""
 
-from mnv3_fast import _library
-from mnv3_fast._version import __version__
+from torchvision.models import MobileNet_V3_Large_Weights, MobileNet_V3_Small_Weights
 
-__all__ = ["__version__", "_library"]
+from mnv3_fast import nn, ops
+from mnv3_fast._library import (
+    backend,
+    force_backend,
+    force_instruction_set,
+    instruction_set,
+    instruction_sets,
+    missing_reason,
+)
+from mnv3_fast._version import __version__
+from mnv3_fast.acceleration import accelerate, refresh, restore
+from mnv3_fast.engine.freeze import Engine, freeze
+from mnv3_fast.explanation import explain
+from mnv3_fast.models.builders import mobilenet_v3_large, mobilenet_v3_small
+
+__all__ = [
+    "Engine",
+    "MobileNet_V3_Large_Weights",
+    "MobileNet_V3_Small_Weights",
+    "__version__",
+    "accelerate",
+    "backend",
+    "explain",
+    "force_backend",
+    "force_instruction_set",
+    "freeze",
+    "instruction_set",
+    "instruction_sets",
+    "missing_reason",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
+    "nn",
+    "ops",
+    "refresh",
+    "restore",
+]

@@ -1,0 +1,1 @@
+"""Frozen networks: the plan format, the executor's op and ``freeze``."""

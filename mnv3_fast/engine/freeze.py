@@ -1,0 +1,187 @@
+"""freeze(): a whole network in one op, with folded and packed weights of its own."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mnv3_fast.engine.op import OP
+from mnv3_fast.engine.plan import PlanBuilder, fold_layer
+from mnv3_fast.models.description import ConvLayer, LinearLayer, NetDescription, Unsupported, describe_net
+from mnv3_fast.models.torchvision import has_hooks
+from mnv3_fast.ops.elements import ACTIVATIONS
+from mnv3_fast.ops.inverted_residual.layout import Layer
+
+
+class Engine(nn.Module):
+    """A frozen network: one ``mnv3_fast::run_plan`` a pass, then what stays torch's. Inference only.
+
+    Made by :func:`freeze`. The plan is a buffer, so the engine can be copied, pickled, saved, moved to another process
+    or CPU and exported. It keeps no tie to the model that it was made from.
+
+    Attributes:
+        plan: the packed network, uint8.
+        geometry: what the output's shape follows from.
+        rest: the modules after the plan.
+        source: the class of the frozen model.
+    """
+
+    plan: Tensor
+
+    def __init__(self, plan: Tensor, geometry: list[int], input_channels: int, rest: nn.Module, source: str) -> None:
+        super().__init__()
+        self.register_buffer("plan", plan)
+        self.geometry = geometry
+        self.input_channels = input_channels
+        self.rest = rest
+        self.source = source
+        super().train(False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[N, C, H, W] float32 (or uint8 for a network that starts with its stem), any strides, any N, H and W.
+
+        Raises:
+            TypeError, ValueError: naming what came and what is wanted.
+            RuntimeError: if grad mode is on and the input requires grad.
+        """
+        self._check(input)
+        output = OP(input, self.plan, self.geometry)
+        if self.geometry[0] == 1 and input.is_contiguous() and not output.is_contiguous():
+            output = output.contiguous()
+        return self.rest(output)
+
+    def _check(self, input: Any) -> None:
+        if not isinstance(input, Tensor):
+            raise TypeError(f"Engine: input must be a Tensor, got {type(input).__name__}")
+        if input.dtype is not torch.float32 and input.dtype is not torch.uint8:
+            raise TypeError(f"Engine: input must be float32 or uint8, got {str(input.dtype).removeprefix('torch.')}")
+        if input.layout is not torch.strided:
+            raise TypeError(f"Engine: input must be a dense (strided) tensor, got layout {input.layout}")
+        if input.dim() != 4 or input.shape[1] != self.input_channels:
+            raise ValueError(f"Engine: input must be [N, {self.input_channels}, H, W], got {list(input.shape)}")
+        if input.shape[2] < 1 or input.shape[3] < 1:
+            raise ValueError(f"Engine: input must have at least one pixel, got {list(input.shape)}")
+        if input.device != self.plan.device:
+            raise ValueError(f"Engine: input must be on {self.plan.device} as the engine is, got {input.device}")
+        if input.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError("Engine: an engine is for inference and the input requires grad; use mnv3_fast.accelerate")
+
+    def train(self, mode: bool = True) -> Engine:
+        """An engine has no training mode; it stays in eval mode whatever a surrounding model does."""
+        return super().train(False)
+
+    def extra_repr(self) -> str:
+        kind = "features" if self.geometry[0] == 0 else "map"
+        return f"{self.source}, plan of {self.plan.numel() / 2**20:.1f} MiB, output {kind} of {self.geometry[1]} channels"
+
+
+def freeze(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """Copy and pack a network's weights once and run it in one call; inference only.
+
+    Args:
+        model: a MobileNetV3 of torchvision or timm (accelerated or not), its ``features``, or a model that contains
+            such networks: each of them becomes an engine in a copy of the model, the rest stays torch's. A classifier
+            of fully connected layers joins the plan.
+        dtype: None or torch.float32; other dtypes do not exist yet.
+
+    Returns:
+        An :class:`Engine`, or a copy of ``model`` with engines inside.
+
+    Raises:
+        TypeError: if ``model`` is no nn.Module.
+        ValueError: in training mode, for another dtype, or if no part of it can be frozen; the message says why.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"freeze: model must be an nn.Module, got {type(model).__name__}")
+    if dtype not in (None, torch.float32):
+        raise ValueError(f"freeze: dtype {dtype} does not exist yet, only torch.float32 does")
+    if model.training:
+        raise ValueError("freeze: the model is in training mode; call model.eval() first")
+    try:
+        return _engine_of(model)
+    except Unsupported as unsupported:
+        reason = str(unsupported)
+    copied = copy.deepcopy(model)
+    reasons: list[str] = []
+    if not _freeze_children(copied, reasons):
+        raise ValueError(f"freeze: nothing in {type(model).__name__} can be frozen: {'; '.join([*reasons, reason][:3])}")
+    return copied
+
+
+def _freeze_children(module: nn.Module, reasons: list[str]) -> bool:
+    found = False
+    for name, child in module._modules.items():
+        if child is None:
+            continue
+        try:
+            module._modules[name] = _engine_of(child)
+            found = True
+        except Unsupported as unsupported:
+            if "no known" not in str(unsupported):
+                reasons.append(f"{name}: {unsupported}")
+            found |= _freeze_children(child, reasons)
+    return found
+
+
+def _engine_of(model: nn.Module) -> Engine:
+    description = describe_net(model)
+    _check_frozen(model, description)
+    first = description.stem or description.blocks[0].expand or description.blocks[0].depthwise
+    builder = PlanBuilder(first.conv.in_channels)
+    _fill(builder, description)
+    plan, geometry = builder.build()
+    rest = [copy.deepcopy(module) for module in description.rest]
+    return Engine(plan, geometry, first.conv.in_channels, _sequence(rest), type(model).__name__)
+
+
+def _check_frozen(model: nn.Module, description: NetDescription) -> None:
+    """What a plan would lose silently must be refused."""
+    outside = {id(inner) for module in description.rest for inner in module.modules()}
+    for name, module in model.named_modules():
+        if id(module) in outside:
+            continue
+        if has_hooks(module):
+            raise Unsupported(f"{name or type(model).__name__} has a hook, which an engine would not call")
+        if "forward" in module.__dict__:
+            raise Unsupported(f"{name or type(model).__name__} has a forward of its own")
+        if hasattr(module, "parametrizations"):
+            raise Unsupported(f"{name or type(model).__name__} is parametrized")
+        if module.training and hasattr(module, "running_mean"):
+            raise Unsupported(f"{name} is in training mode")
+    for tensor in model.parameters():
+        if tensor.dtype is not torch.float32 or tensor.device.type != "cpu":
+            raise Unsupported(f"its weights are {tensor.dtype} on {tensor.device}, engines are float32 on the CPU")
+
+
+def _fill(builder: PlanBuilder, description: NetDescription) -> None:
+    if description.stem is not None:
+        weight, bias = _folded(description.stem)
+        window = [*weight.shape[2:], *description.stem.window()]
+        builder.add_stem(weight, bias, window, ACTIVATIONS[description.stem.activation])
+    for block in description.blocks:
+        builder.add_block(*block.flatten())
+    if description.tail is not None:
+        builder.add_pointwise(*_folded(description.tail), ACTIVATIONS[description.tail.activation])
+    if description.pooled:
+        builder.add_pool()
+    for layer in description.head:
+        _add_linear(builder, layer)
+
+
+def _folded(layer: ConvLayer) -> tuple[Tensor, Tensor]:
+    norm = layer.batch_norm() or (None, None, None, None, 0.0)
+    return fold_layer(Layer(layer.conv.weight, layer.conv.bias, norm[:4], norm[4]))
+
+
+def _add_linear(builder: PlanBuilder, layer: LinearLayer) -> None:
+    linear: Any = layer.linear
+    builder.add_linear(linear.weight.flatten(1), linear.bias, ACTIVATIONS[layer.activation])
+
+
+def _sequence(modules: list[nn.Module]) -> nn.Module:
+    if not modules:
+        return nn.Identity()
+    return modules[0].eval() if len(modules) == 1 else nn.Sequential(*modules).eval()

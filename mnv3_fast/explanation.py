@@ -1,0 +1,176 @@
+"""explain(): which module runs on which kernel, and why the others do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mnv3_fast import _library
+from mnv3_fast.engine.freeze import Engine
+from mnv3_fast.engine.plan import BLOCK, LINEAR, POINTWISE, POOL, STEM, Node, read_plan
+from mnv3_fast.models.description import BlockDescription, ConvLayer, SqueezeExciteLayer, kind_of_conv
+from mnv3_fast.nn.base import Fused
+from mnv3_fast.ops.elements import output_size
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module or one layer of an engine.
+
+    ``kernel`` is the op that runs it ("torch" where it falls back), ``macs`` the multiply-adds for the given input.
+    """
+
+    path: str
+    kind: str
+    kernel: str
+    instruction_set: str | None
+    reason: str | None
+    macs: int | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The rows of a model, and how many of them run on our kernels."""
+
+    rows: list[Row]
+
+    @property
+    def fused(self) -> int:
+        """How many modules run on our kernels."""
+        return sum(row.reason is None for row in self.rows)
+
+    @property
+    def fallbacks(self) -> list[Row]:
+        """The modules that run on torch, with the reason."""
+        return [row for row in self.rows if row.reason is not None]
+
+    def __str__(self) -> str:
+        lines = []
+        for row in self.rows:
+            work = "" if row.macs is None else f"{row.macs / 1e6:9.2f} MMAC"
+            state = f"{row.kernel} ({row.instruction_set})" if row.reason is None else f"torch: {row.reason}"
+            lines.append(f"{row.path:<28} {row.kind:<24} {work:<16} {state}")
+        lines.append(f"{self.fused} on fused kernels, {len(self.fallbacks)} on torch")
+        return "\n".join(lines)
+
+
+def explain(model: nn.Module, input: Tensor | None = None) -> Explanation:
+    """Say for each module that could run on our kernels, or each layer of an engine, what runs it and why.
+
+    Args:
+        model: an accelerated model, an engine, or a model with engines inside.
+        input: an input of the model; with it the rows have multiply-adds and the reasons take it into account.
+
+    Raises:
+        TypeError: if ``model`` is no nn.Module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"explain: model must be an nn.Module, got {type(model).__name__}")
+    inputs = _inputs(model, input)
+    rows: list[Row] = []
+    for path, module in model.named_modules():
+        if isinstance(module, Engine):
+            rows += _engine_rows(path, module, inputs.get(id(module)))
+        elif isinstance(module, Fused):
+            rows.append(_module_row(path, module, inputs.get(id(module))))
+    return Explanation(rows)
+
+
+def _inputs(model: nn.Module, input: Tensor | None) -> dict[int, Tensor]:
+    """What each fused module and engine gets to see in one pass."""
+    if input is None:
+        return {}
+    seen: dict[int, Tensor] = {}
+    handles = []
+    for module in model.modules():
+        if isinstance(module, (Fused, Engine)):
+            handles.append(module.register_forward_pre_hook(lambda m, args: seen.__setitem__(id(m), args[0])))
+    try:
+        with torch.no_grad():
+            model(input)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _module_row(path: str, module: Fused, x: Tensor | None) -> Row:
+    reason = module.fallback_reason(x)
+    kernel, macs = "torch", None
+    if reason is None:
+        description = module._reader()
+        kernel = _kernel_name(description)
+        macs = None if x is None else _macs(description, x.shape)
+    sets = None if reason is not None else _library.instruction_set()
+    return Row(path, type(module).__name__, kernel, sets, reason, macs)
+
+
+def _kernel_name(description: Any) -> str:
+    if isinstance(description, BlockDescription):
+        return "inverted_residual"
+    if isinstance(description, SqueezeExciteLayer):
+        return "squeeze_excite"
+    return f"{kind_of_conv(description)}_conv"
+
+
+def _macs(description: Any, shape: torch.Size) -> int:
+    images, _, height, width = shape
+    if isinstance(description, SqueezeExciteLayer):
+        return images * (description.fc1.weight.numel() + description.fc2.weight.numel())
+    layer: ConvLayer = description.depthwise if isinstance(description, BlockDescription) else description
+    kernel_h, kernel_w = layer.conv.kernel_size
+    stride_h, stride_w, left, right, top, bottom, dilation_h, dilation_w = layer.window()
+    out_h = output_size(height, kernel_h, stride_h, top + bottom, dilation_h)
+    out_w = output_size(width, kernel_w, stride_w, left + right, dilation_w)
+    macs = layer.weights() * out_h * out_w
+    if isinstance(description, BlockDescription):
+        macs += description.project.weights() * out_h * out_w
+        macs += description.expand.weights() * height * width if description.expand else 0
+        if description.squeeze_excite:
+            macs += description.squeeze_excite.fc1.weight.numel() + description.squeeze_excite.fc2.weight.numel()
+    return images * macs
+
+
+_NODES = {STEM: "stem", BLOCK: "inverted residual", POINTWISE: "1x1 convolution", POOL: "pool", LINEAR: "linear"}
+
+
+def _engine_rows(path: str, engine: Engine, x: Tensor | None) -> list[Row]:
+    size = None if x is None else (x.shape[0], x.shape[2], x.shape[3])
+    rows = []
+    kernel = "run_plan" if _library.EXTENSION and _library.backend() == "auto" else "reference"
+    for i, node in enumerate(read_plan(engine.plan)):
+        macs, size = _node_macs(node, size)
+        name = f"{path}.{i}" if path else str(i)
+        channels = "" if node.kind == POOL else f" {node.words[1]}->{node.words[3 if node.kind == BLOCK else 2]}"
+        rows.append(Row(name, _NODES[node.kind] + channels, kernel, _library.instruction_set(), None, macs))
+    for name, module in engine.rest.named_modules():
+        if name or not isinstance(module, nn.Identity):
+            label = f"{path}.rest{'.' if name else ''}{name}".lstrip(".")
+            rows.append(Row(label, type(module).__name__, "torch", None, "it follows the plan and stays torch's", None))
+    return rows
+
+
+def _node_macs(node: Node, size: tuple[int, int, int] | None) -> tuple[int | None, tuple[int, int, int] | None]:
+    if size is None:
+        return None, None
+    images, height, width = size
+    words = node.words
+    if node.kind in (POINTWISE, LINEAR):
+        return images * height * width * words[1] * words[2], size
+    if node.kind == POOL:
+        return 0, (images, 1, 1)
+    first = 3 if node.kind == STEM else 4
+    kernel_h, kernel_w, stride_h, stride_w, left, right, top, bottom, dilation_h, dilation_w = (
+        words[first + i] for i in range(10)
+    )
+    out_h = output_size(height, kernel_h, stride_h, top + bottom, dilation_h)
+    out_w = output_size(width, kernel_w, stride_w, left + right, dilation_w)
+    if node.kind == STEM:
+        macs = words[1] * words[2] * kernel_h * kernel_w * out_h * out_w
+    else:
+        macs = words[2] * (kernel_h * kernel_w + words[3]) * out_h * out_w + 2 * words[2] * words[17]
+        macs += words[1] * words[2] * height * width if words[14] else 0
+    return images * macs, (images, out_h, out_w)
