@@ -1,0 +1,94 @@
+"""The edges of each op: channel counts around the lanes, odd and 1x1 maps, maps smaller than the kernel, batch 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mnv3_fast.testing.cases import (
+    EDGE_CHANNELS,
+    block,
+    depthwise,
+    fold,
+    gate,
+    pointwise,
+    squeeze_excite,
+    stem,
+)
+
+EDGES: dict[str, list[tuple[str, Callable]]] = {
+    "fold_batch_norm": [
+        ("conv", fold(16, 3, 3, 3)),
+        ("depthwise", fold(17, 1, 5, 5, bias=True)),
+        ("pointwise", fold(33, 9, 1, 1, affine=False)),
+        ("linear", fold(1, 7, bias=True)),
+    ],
+    "stem_conv": [
+        *[(f"outputs{c}", stem(1, 3, 9, 11, c, activation="hardswish")) for c in EDGE_CHANNELS],
+        ("bytes", stem(2, 3, 17, 16, 16, bytes=True, activation="hardswish")),
+        ("gray", stem(2, 1, 13, 5, 16, activation="relu")),
+        ("four", stem(1, 4, 8, 8, 20, kernel=5)),
+        ("one_pixel", stem(1, 3, 1, 1, 16)),
+        ("stride1", stem(1, 3, 6, 31, 16, stride=1)),
+        ("stride3x1", stem(1, 3, 10, 20, 16, stride=(3, 1))),
+        ("same", stem(2, 3, 14, 14, 16, padding=(0, 1, 0, 1))),
+        ("dilated", stem(1, 3, 12, 33, 16, dilation=2, stride=1, padding=2)),
+        ("kernel1", stem(1, 3, 5, 5, 16, kernel=1)),
+        ("no_batch", stem(0, 3, 8, 8, 16)),
+    ],
+    "pointwise_conv": [
+        *[(f"inputs{c}", pointwise(1, c, 3, 5, 16, activation="relu")) for c in EDGE_CHANNELS],
+        *[(f"outputs{c}", pointwise(2, 10, 4, 4, c, residual=True, activation="hardswish")) for c in EDGE_CHANNELS],
+        *[(f"pixels{w}", pointwise(1, 12, 1, w, 40, gated=True)) for w in (1, 2, 3, 6, 7, 13, 14, 15, 29, 57)],
+        ("gate_residual", pointwise(3, 18, 5, 7, 56, gated=True, residual=True)),
+        ("strips", pointwise(1, 1024, 8, 9, 8, gated=True)),
+        ("no_batch", pointwise(0, 8, 4, 4, 8, gated=True, residual=True)),
+    ],
+    "depthwise_conv": [
+        *[(f"channels{c}", depthwise(2, c, 7, 9, 3, activation="hardswish")) for c in EDGE_CHANNELS],
+        *[(f"width{w}", depthwise(1, 8, 5, w, 5, activation="relu")) for w in (1, 2, 6, 7, 8, 14, 15, 16, 29, 30)],
+        ("kernel1", depthwise(1, 20, 5, 6, 1)),
+        ("kernel7", depthwise(1, 20, 9, 8, 7, stride=2)),
+        ("kernel3x5", depthwise(1, 20, 9, 8, (3, 5), padding=(1, 2))),
+        ("stride3", depthwise(1, 9, 11, 13, 3, stride=3)),
+        ("stride1x2", depthwise(1, 9, 11, 13, 5, stride=(1, 2))),
+        ("dilated", depthwise(1, 24, 13, 11, 5, dilation=2, padding=4)),
+        ("dilated_stride2", depthwise(1, 24, 13, 15, 3, dilation=(3, 2), stride=2, padding=3)),
+        ("same", depthwise(2, 16, 14, 14, 5, stride=2, padding=(1, 2, 1, 2))),
+        ("one_sided", depthwise(1, 16, 6, 7, 3, padding=(0, 3, 2, 0))),
+        ("no_padding", depthwise(1, 16, 9, 9, 5, padding=0)),
+        ("all_padding", depthwise(1, 16, 2, 2, 3, padding=6)),
+        ("one_pixel", depthwise(2, 17, 1, 1, 5)),
+        ("smaller_than_kernel", depthwise(1, 16, 2, 3, 7)),
+        ("no_batch", depthwise(0, 16, 7, 7, 3)),
+    ],
+    "squeeze_excite_gate": [
+        *[(f"channels{c}", gate(2, c, 8)) for c in EDGE_CHANNELS],
+        *[(f"squeeze{s}", gate(1, 24, s, activation="hardswish")) for s in (1, 7, 9, 16, 17)],
+        ("sigmoid", gate(3, 40, 8, gate="sigmoid")),
+        ("slope", gate(1, 40, 8, slope=0.2)),
+        ("no_batch", gate(0, 16, 8)),
+    ],
+    "squeeze_excite": [
+        *[(f"channels{c}", squeeze_excite(2, c, 5, 3, 8)) for c in EDGE_CHANNELS],
+        ("one_pixel", squeeze_excite(1, 24, 1, 1, 8)),
+        ("wide", squeeze_excite(1, 24, 3, 130, 8)),
+        ("sigmoid", squeeze_excite(2, 24, 4, 4, 6, gate="sigmoid")),
+        ("no_batch", squeeze_excite(0, 16, 4, 4, 8)),
+    ],
+    "inverted_residual": [
+        *[(f"hidden{c}", block(1, 8, 6, 7, c, 16, 3, 8, activation="hardswish")) for c in EDGE_CHANNELS],
+        *[(f"outputs{c}", block(1, 8, 6, 7, 20, c, 3)) for c in EDGE_CHANNELS],
+        *[(f"inputs{c}", block(2, c, 5, 5, 40, c, 5, residual=True)) for c in EDGE_CHANNELS],
+        ("no_expand", block(2, 24, 9, 8, 0, 24, 3, 8, residual=True)),
+        ("no_expand_stride2", block(2, 20, 9, 8, 0, 12, 5, stride=2)),
+        ("wide", block(1, 8, 5, 45, 36, 8, 3, residual=True)),
+        ("tall", block(1, 8, 61, 4, 36, 8, 5, residual=True)),
+        ("same", block(1, 8, 14, 14, 24, 16, 5, 8, stride=2, padding=(1, 2, 1, 2))),
+        ("dilated", block(1, 16, 11, 13, 40, 16, 5, 8, dilation=2, padding=4, residual=True)),
+        ("kernel7", block(1, 8, 9, 9, 24, 8, 7, stride=3)),
+        ("one_pixel", block(2, 16, 1, 1, 48, 16, 5, 8, residual=True)),
+        ("sigmoid_gate", block(1, 16, 5, 5, 48, 16, 3, 8, gate="sigmoid")),
+        ("slope", block(1, 16, 5, 5, 48, 16, 3, 8, slope=0.2)),
+        ("no_batch", block(0, 16, 5, 5, 48, 16, 3, 8)),
+    ],
+}
