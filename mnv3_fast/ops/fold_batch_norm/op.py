@@ -24,6 +24,20 @@ OP = registration.register(SCHEMA, reference.fold_batch_norm, _fake)
 FUNCTION = registration.differentiable("fold_batch_norm", OP, reference.fold_batch_norm)
 
 
+def prepare(weight: Tensor, bias: Tensor | None, batch_norm: BatchNorm) -> tuple:
+    """The checked arguments of the raw op."""
+    shape = [None] * weight.dim() if isinstance(weight, Tensor) else [None]
+    check_tensor("fold_batch_norm", "weight", weight, shape, "[O, ...]")
+    if not 2 <= weight.dim() <= 4:
+        raise ValueError(f"fold_batch_norm: weight must have 2 to 4 dimensions, got {list(weight.shape)}")
+    channels = weight.shape[0]
+    if bias is not None:
+        check_tensor("fold_batch_norm", "bias", bias, [channels], f"[O] with O = {channels}", device=weight.device)
+    if batch_norm is None:
+        raise TypeError("fold_batch_norm: batch_norm must be (weight, bias, running_mean, running_var, eps), got NoneType")
+    return (weight, bias, *check_batch_norm("fold_batch_norm", batch_norm, channels, weight.device))
+
+
 def fold_batch_norm(weight: Tensor, bias: Tensor | None, batch_norm: BatchNorm) -> tuple[Tensor, Tensor]:
     """Fold a BatchNorm with running statistics into the convolution before it; the arithmetic is fp64.
 
@@ -38,14 +52,4 @@ def fold_batch_norm(weight: Tensor, bias: Tensor | None, batch_norm: BatchNorm) 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    shape = [None] * weight.dim() if isinstance(weight, Tensor) else [None]
-    check_tensor("fold_batch_norm", "weight", weight, shape, "[O, ...]")
-    if not 2 <= weight.dim() <= 4:
-        raise ValueError(f"fold_batch_norm: weight must have 2 to 4 dimensions, got {list(weight.shape)}")
-    channels = weight.shape[0]
-    if bias is not None:
-        check_tensor("fold_batch_norm", "bias", bias, [channels], f"[O] with O = {channels}", device=weight.device)
-    if batch_norm is None:
-        raise TypeError("fold_batch_norm: batch_norm must be (weight, bias, running_mean, running_var, eps), got NoneType")
-    args = (weight, bias, *check_batch_norm("fold_batch_norm", batch_norm, channels, weight.device))
-    return registration.call(OP, reference.fold_batch_norm, FUNCTION, args)
+    return registration.call(OP, reference.fold_batch_norm, FUNCTION, prepare(weight, bias, batch_norm))

@@ -98,7 +98,7 @@ def _flatten_layer(
     return tensors, flags, eps
 
 
-def inverted_residual(
+def prepare(
     input: Tensor,
     depthwise: tuple,
     project: tuple,
@@ -113,26 +113,8 @@ def inverted_residual(
     gate: str = "hardsigmoid",
     slope: float = 1 / 6,
     residual: bool = False,
-) -> Tensor:
-    """A whole inverted residual block: expand 1x1 -> depthwise -> squeeze-excite -> project 1x1 (+ input).
-
-    Args:
-        input: [N, C, H, W], float32, any strides.
-        depthwise: (weight [E, 1, kh, kw], bias or None, batch_norm or None); batch_norm as of ``depthwise_conv``.
-        project: (weight [O, E, 1, 1], bias or None, batch_norm or None).
-        expand: (weight [E, C, 1, 1], bias or None, batch_norm or None); None where E = C.
-        squeeze_excite: (fc1 weight, fc1 bias, fc2 weight, fc2 bias), between depthwise and project.
-        stride, padding, dilation: of the depthwise convolution, as of ``depthwise_conv``.
-        activation: after expand and depthwise, "none", "relu" or "hardswish".
-        squeeze_activation, gate, slope: of squeeze-excite.
-        residual: add the input; needs stride 1 and as many outputs as inputs.
-
-    Returns:
-        [N, O, OH, OW] float32 with channels_last strides.
-
-    Raises:
-        TypeError, ValueError: naming the argument, what came and what is wanted.
-    """
+) -> tuple[Tensor, list[Tensor], list[int], list[float]]:
+    """The checked arguments of the raw op."""
     op = "inverted_residual"
     checks.check_tensor(op, "input", input, [None] * 4, "[N, C, H, W]")
     device, hidden = input.device, input.shape[1]
@@ -161,4 +143,27 @@ def inverted_residual(
         shape = _output_shape(input.shape, {"depthwise": depthwise_tensors[0].shape, "project": project_tensors[0].shape}.get, spec)
         if tuple(shape) != tuple(input.shape):
             raise ValueError(f"{op}: residual needs an output of the input's shape {list(input.shape)}, got {list(shape)}")
-    return run_block(input, tensors, spec, constants)
+    return input, tensors, spec, constants
+
+
+def inverted_residual(input: Tensor, depthwise: tuple, project: tuple, **options: Any) -> Tensor:
+    """A whole inverted residual block: expand 1x1 -> depthwise -> squeeze-excite -> project 1x1 (+ input).
+
+    Args:
+        input: [N, C, H, W], float32, any strides.
+        depthwise: (weight [E, 1, kh, kw], bias or None, batch_norm or None); batch_norm as of ``depthwise_conv``.
+        project: (weight [O, E, 1, 1], bias or None, batch_norm or None).
+        expand: (weight [E, C, 1, 1], bias or None, batch_norm or None); None where E = C.
+        squeeze_excite: (fc1 weight, fc1 bias, fc2 weight, fc2 bias), between depthwise and project.
+        stride, padding, dilation: of the depthwise convolution, as of ``depthwise_conv``; default 1, 0, 1.
+        activation: after expand and depthwise, "none", "relu" (default) or "hardswish".
+        squeeze_activation, gate, slope: of squeeze-excite; default "relu", "hardsigmoid", 1/6.
+        residual: add the input; needs stride 1 and as many outputs as inputs.
+
+    Returns:
+        [N, O, OH, OW] float32 with channels_last strides.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    return run_block(*prepare(input, depthwise, project, **options))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from mnv3_fast.ops import checks, registration
@@ -20,6 +22,15 @@ def _flops(input, fc1_weight, *args, out_shape=None, **kwargs) -> int:
 
 OP = registration.register(f"squeeze_excite(Tensor input, {LAYERS}) -> Tensor", reference.squeeze_excite, _fake, _flops)
 FUNCTION = registration.differentiable("squeeze_excite", OP, reference.squeeze_excite)
+
+
+def prepare(input: Tensor, *layers: Tensor | None, **options: Any) -> tuple:
+    """The checked arguments of the raw op."""
+    op = "squeeze_excite"
+    checks.check_tensor(op, "input", input, [None] * 4, "[N, C, H, W]")
+    if input.shape[2] < 1 or input.shape[3] < 1:
+        raise ValueError(f"{op}: input must not be empty, got {list(input.shape)}")
+    return (input, *prepare_layers(op, input.shape[1], input.device, *layers, **options))
 
 
 def squeeze_excite(
@@ -45,11 +56,6 @@ def squeeze_excite(
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    op = "squeeze_excite"
-    checks.check_tensor(op, "input", input, [None] * 4, "[N, C, H, W]")
-    if input.shape[2] < 1 or input.shape[3] < 1:
-        raise ValueError(f"{op}: input must not be empty, got {list(input.shape)}")
-    layers = prepare_layers(
-        op, input.shape[1], input.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation, gate, slope
-    )
-    return registration.call(OP, reference.squeeze_excite, FUNCTION, (input, *layers))
+    layers = fc1_weight, fc1_bias, fc2_weight, fc2_bias
+    args = prepare(input, *layers, activation=activation, gate=gate, slope=slope)
+    return registration.call(OP, reference.squeeze_excite, FUNCTION, args)

@@ -63,6 +63,13 @@ def _check_weight(op: str, name: str, weight: Any, outputs: int | None, inputs: 
     checks.check_tensor(op, name, weight, shape, words, device=device)
 
 
+def prepare(mean: Tensor, *layers: Tensor | None, **options: Any) -> tuple:
+    """The checked arguments of the raw op."""
+    op = "squeeze_excite_gate"
+    checks.check_tensor(op, "mean", mean, [None, None], "[N, C]")
+    return (mean, *prepare_layers(op, mean.shape[1], mean.device, *layers, **options))
+
+
 def squeeze_excite_gate(
     mean: Tensor,
     fc1_weight: Tensor,
@@ -90,9 +97,6 @@ def squeeze_excite_gate(
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    op = "squeeze_excite_gate"
-    checks.check_tensor(op, "mean", mean, [None, None], "[N, C]")
-    layers = prepare_layers(
-        op, mean.shape[1], mean.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation, gate, slope
-    )
-    return registration.call(OP, reference.squeeze_excite_gate, FUNCTION, (mean, *layers))
+    layers = fc1_weight, fc1_bias, fc2_weight, fc2_bias
+    args = prepare(mean, *layers, activation=activation, gate=gate, slope=slope)
+    return registration.call(OP, reference.squeeze_excite_gate, FUNCTION, args)

@@ -1,0 +1,31 @@
+"""Fixed seeds, one thread unless a test says otherwise, and the instruction sets of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from mnv3_fast import _library
+
+INSTRUCTION_SETS = _library.instruction_sets() or ("reference",)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_state() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set in turn."""
+    if request.param == "reference":
+        yield request.param
+        return
+    with _library.force_instruction_set(request.param):
+        yield request.param
+

@@ -1,0 +1,122 @@
+"""inverted_residual: forward, gradients, registration, edges and bad input."""
+
+from __future__ import annotations
+
+import gc
+import re
+
+import pytest
+import torch
+
+from mnv3_fast import ops
+from mnv3_fast.ops.inverted_residual import cache
+from mnv3_fast.testing.cases import Case, block
+from tests.ops import harness
+
+SMALL = Case("inverted_residual", "small", block(2, 16, 9, 12, 40, 16, 5, 8, residual=True, activation="hardswish"))
+
+
+@harness.cases("inverted_residual")
+def test_forward(case: Case, instruction_set: str) -> None:
+    harness.check_forward(case, instruction_set)
+
+
+@pytest.mark.slow
+@harness.cases("inverted_residual", "full")
+def test_forward_full(case: Case, instruction_set: str) -> None:
+    harness.check_forward(case, instruction_set)
+
+
+def test_gradients() -> None:
+    harness.check_gradients(SMALL)
+
+
+def test_refuses_grad() -> None:
+    harness.check_refuses_grad(SMALL)
+
+
+def test_opcheck() -> None:
+    harness.check_opcheck(SMALL)
+
+
+def test_compile() -> None:
+    harness.check_compiled(SMALL)
+
+
+def test_trace_and_copy() -> None:
+    harness.check_traced_and_copied(SMALL)
+
+
+def test_threads() -> None:
+    harness.check_threads(SMALL)
+
+
+def test_export() -> None:
+    harness.check_exported(SMALL)
+
+
+X = torch.randn(1, 16, 7, 7)
+
+
+def layer(*shape: int) -> tuple:
+    return torch.randn(*shape), None, None
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "error", "message"),
+    [
+        ((X, layer(16, 1, 3, 3), layer(8, 16, 1, 1)), {"padding": 1, "residual": True}, ValueError, "inverted_residual: residual needs an output of the input's shape [1, 16, 7, 7], got [1, 8, 7, 7]"),
+        ((X, layer(16, 1, 3, 3), layer(16, 16, 1, 1)), {"padding": 1, "stride": 2, "residual": True}, ValueError, "inverted_residual: residual needs an output of the input's shape [1, 16, 7, 7], got [1, 16, 4, 4]"),
+        ((X, layer(16, 1, 3, 3), layer(8, 15, 1, 1)), {}, ValueError, "inverted_residual: project weight must be [O, 16, 1, 1], got [8, 15, 1, 1]"),
+        ((X, layer(12, 1, 3, 3), layer(8, 12, 1, 1)), {}, ValueError, "inverted_residual: depthwise weight must be [16, 1, k, k], got [12, 1, 3, 3]"),
+        ((X, layer(24, 1, 3, 3), layer(8, 24, 1, 1)), {"expand": layer(24, 15, 1, 1)}, ValueError, "inverted_residual: expand weight must be [O, 16, 1, 1], got [24, 15, 1, 1]"),
+        ((X, torch.randn(16, 1, 3, 3), layer(8, 16, 1, 1)), {}, TypeError, "inverted_residual: depthwise must be (weight, bias or None, batch_norm or None), got Tensor"),
+        ((X.double(), layer(16, 1, 3, 3), layer(8, 16, 1, 1)), {}, TypeError, "inverted_residual: input must be float32, got float64"),
+        ((X, layer(16, 1, 3, 3), layer(8, 16, 1, 1)), {"squeeze_excite": (X,)}, TypeError, "inverted_residual: squeeze_excite must be (fc1 weight, fc1 bias, fc2 weight, fc2 bias)"),
+    ],
+)
+def test_bad_input(args: tuple, options: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        ops.inverted_residual(*args, **options)
+
+
+def test_cache_goes_with_its_tensors() -> None:
+    before = cache.size()
+    args = harness.prepared(SMALL)
+    torch.ops.mnv3_fast.inverted_residual(*args)
+    assert cache.size() == before + 1
+    del args
+    gc.collect()
+    assert cache.size() == before
+
+
+def test_every_visible_write_repacks() -> None:
+    x, tensors, spec, constants = harness.prepared(SMALL)
+    op = torch.ops.mnv3_fast.inverted_residual
+    for i, tensor in enumerate(tensors):
+        for write in (lambda t: t.mul_(1.5), lambda t: t.data.mul_(1.5), lambda t: t.numpy().__imul__(1.5)):
+            before = op(x, tensors, spec, constants)
+            write(tensor)
+            after = op(x, tensors, spec, constants)
+            exact = harness.reference_of("inverted_residual")(x, tensors, spec, constants)
+            assert not torch.equal(before, after), f"tensor {i}"
+            assert torch.allclose(after, exact, rtol=1e-3, atol=1e-3 * exact.abs().max().item())
+
+
+def test_inference_tensors() -> None:
+    with torch.inference_mode():
+        x, tensors, spec, constants = harness.prepared(SMALL)
+        op = torch.ops.mnv3_fast.inverted_residual
+        before = op(x, tensors, spec, constants)
+        tensors[0].mul_(2)
+        assert not torch.equal(op(x, tensors, spec, constants), before)
+
+
+def test_position_in_batch(instruction_set: str) -> None:
+    _, tensors, spec, constants = harness.prepared(SMALL)
+    x = torch.randn(5, 16, 9, 12)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        output = torch.ops.mnv3_fast.inverted_residual(x, tensors, spec, constants)
+        for i in range(5):
+            assert torch.equal(torch.ops.mnv3_fast.inverted_residual(x[i : i + 1], tensors, spec, constants)[0], output[i])
