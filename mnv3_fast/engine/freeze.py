@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchvision.models.mobilenetv3 import InvertedResidual
+
 from mnv3_fast.engine.op import OP
 from mnv3_fast.engine.plan import PlanBuilder, fold_layer
 from mnv3_fast.models.description import ConvLayer, LinearLayer, NetDescription, Unsupported, describe_net
@@ -107,7 +109,8 @@ def freeze(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     copied = copy.deepcopy(model)
     reasons: list[str] = []
     if not _freeze_children(copied, reasons):
-        raise ValueError(f"freeze: nothing in {type(model).__name__} can be frozen: {'; '.join([*reasons, reason][:3])}")
+        known = [] if "no known" in reason and reasons else [reason]
+        raise ValueError(f"freeze: nothing in {type(model).__name__} can be frozen: {'; '.join([*known, *reasons][:3])}")
     return copied
 
 
@@ -122,7 +125,8 @@ def _freeze_children(module: nn.Module, reasons: list[str]) -> bool:
         except Unsupported as unsupported:
             if "no known" not in str(unsupported):
                 reasons.append(f"{name}: {unsupported}")
-            found |= _freeze_children(child, reasons)
+            if not isinstance(child, InvertedResidual):  # parts of a block are no network
+                found |= _freeze_children(child, reasons)
     return found
 
 

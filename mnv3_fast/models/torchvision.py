@@ -25,14 +25,12 @@ def read_conv(module: nn.Module) -> ConvLayer | None:
     """Conv2dNormActivation: convolution, norm (or none), activation (or none)."""
     if not isinstance(module, Conv2dNormActivation):
         return None
-    conv, norm, activation = module[0], None, None
-    for child in list(module)[1:]:
-        if norm is None and activation is None and hasattr(child, "running_mean"):
-            norm = child
-        elif activation is None:
-            activation = child
-        else:
-            raise Unsupported(f"Conv2dNormActivation has an unexpected {type(child).__name__}")
+    conv, rest = module[0], list(module)[1:]
+    if len(rest) > 2:
+        raise Unsupported(f"Conv2dNormActivation has {len(module)} parts, expected convolution, norm, activation")
+    norm = rest.pop(0) if len(rest) == 2 or (rest and hasattr(rest[0], "running_mean")) else None
+    activation = rest[0] if rest else None
+    norm = None if type(norm) is nn.Identity else norm  # a folded norm
     if type(conv) is not nn.Conv2d:
         raise Unsupported(f"Conv2dNormActivation starts with a {type(conv).__name__}")
     check_norm(norm)

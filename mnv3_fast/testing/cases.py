@@ -166,7 +166,7 @@ def block(n: int, c: int, h: int, w: int, hidden: int, outputs: int, kernel: int
     return build
 
 
-def real_case(layer: RealLayer, batch: int = 1, shrink: int = 0, layout: str = "channels_last") -> Case:
+def real_case(layer: RealLayer, batch: int = 1, shrink: int = 0, layout: str = "channels_last", net: str = "") -> Case:
     """The case of a real layer; with ``shrink`` its map is at most that many pixels each way."""
     h = min(layer.height, shrink) if shrink else layer.height
     w = min(layer.width, shrink) if shrink else layer.width
@@ -182,10 +182,10 @@ def real_case(layer: RealLayer, batch: int = 1, shrink: int = 0, layout: str = "
             stride=layer.stride, activation=act, residual=layer.residual,
         ),
     }  # fmt: skip
-    return Case(layer.op, layer.name, builders[layer.op](), layout)
+    return Case(layer.op, f"{net}.{layer.name}".lstrip("."), builders[layer.op](), layout)
 
 
-def _distinct(op: str) -> Iterator[RealLayer]:
+def _distinct(op: str) -> Iterator[tuple[str, RealLayer]]:
     """The layers of both networks that differ in anything but their name."""
     seen = set()
     for net in ("large", "small"):
@@ -193,7 +193,7 @@ def _distinct(op: str) -> Iterator[RealLayer]:
             key = tuple(value for name, value in vars(layer).items() if name != "name")
             if layer.op == op and key not in seen:
                 seen.add(key)
-                yield layer
+                yield net, layer
 
 
 def op_cases(op: str, scope: str = "quick") -> list[Case]:
@@ -206,7 +206,8 @@ def op_cases(op: str, scope: str = "quick") -> list[Case]:
 
     if op not in OPS or scope not in ("quick", "full"):
         raise ValueError(f"op_cases: op must be one of {', '.join(OPS)} and scope quick or full, got {op!r}, {scope!r}")
-    real = [real_case(layer, 1 + i % 2, 15 if scope == "quick" else 0) for i, layer in enumerate(_distinct(op))]
+    shrink = 15 if scope == "quick" else 0
+    real = [real_case(layer, 1 + i % 2, shrink, net=net) for i, (net, layer) in enumerate(_distinct(op))]
     cases = real + [Case(op, name, build) for name, build in EDGES[op]]
     if op in ("fold_batch_norm",):
         return cases

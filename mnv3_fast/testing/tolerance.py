@@ -67,6 +67,7 @@ def assert_close_enough(
     Raises:
         AssertionError: with both errors and the limit; also where NaN or infinite values are not where torch has them.
     """
+    _check_shapes(ours, exact)
     finite = torch.isfinite(exact)
     if not torch.equal(torch.isnan(ours), torch.isnan(exact)):
         raise AssertionError(f"{name}: NaN in other places than the reference")

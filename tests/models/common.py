@@ -1,0 +1,37 @@
+"""What the model tests share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import mnv3_fast
+from mnv3_fast.testing import parity_model
+
+
+@functools.cache
+def cached_parity_model(name: str, seed: int = 0, size: int = 224, **options: Any) -> nn.Module:
+    """A torchvision parity model; not to be changed."""
+    return parity_model(name, seed, size, **options)
+
+
+def in_double(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's output in fp64."""
+    import copy
+
+    with torch.no_grad():
+        return copy.deepcopy(model).double()(x.double())
+
+
+WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {"accelerated": mnv3_fast.accelerate, "frozen": mnv3_fast.freeze}
+
+
+def count_ops(run: Callable[[], Any]) -> dict[str, int]:
+    """How often each operator runs, by name, as the profiler sees it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    return {event.key: event.count for event in profile.key_averages()}

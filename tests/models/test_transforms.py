@@ -1,0 +1,158 @@
+"""torch.compile, torch.export, jit, FX, vmap: graphs hold our ops, or are the stock ones."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import fx, nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+import mnv3_fast
+from mnv3_fast import testing
+from tests.models.common import cached_parity_model
+
+X = testing.parity_images(2, 64, seed=1)
+DYNAMIC = ({0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO},)
+ELSEWHERE = """
+import sys, torch, mnv3_fast
+x, y = torch.load(sys.argv[2])
+module = torch.export.load(sys.argv[1]).module() if sys.argv[1].endswith("pt2") else torch.load(sys.argv[1], weights_only=False)
+with torch.no_grad():
+    out = module(x)
+sys.exit(0 if (out - y).norm() <= 2e-5 * y.norm() else 1)
+"""
+
+
+def run_elsewhere(path: Path, x: torch.Tensor, y: torch.Tensor, **environment: str) -> None:
+    """Load in a new process and compare."""
+    import os
+
+    values = path.with_suffix(".values")
+    torch.save((x, y), values)
+    command = [sys.executable, "-c", ELSEWHERE, str(path), str(values)]
+    root = str(Path(mnv3_fast.__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root, **environment}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def graph_ops(program: torch.export.ExportedProgram) -> list[str]:
+    return [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+
+
+@torch.no_grad()
+def test_compile_stays_right_after_an_update() -> None:
+    model = copy.deepcopy(cached_parity_model("small"))
+    accelerated = mnv3_fast.accelerate(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(accelerated, fullgraph=True)
+    assert testing.relative_error(compiled(X), model(X)) <= testing.NET_LIMIT
+    model.features[3].block[0][0].weight.mul_(1.3)
+    model.features[5].block[1][1].running_mean.add_(0.2)
+    assert testing.relative_error(compiled(X), model(X)) <= testing.NET_LIMIT
+
+
+@torch.no_grad()
+def test_export_accelerated(tmp_path: Path) -> None:
+    model = cached_parity_model("small")
+    program = torch.export.export(mnv3_fast.accelerate(model), (X,), dynamic_shapes=DYNAMIC)
+    targets = graph_ops(program)
+    assert targets.count("mnv3_fast.inverted_residual.default") == 11
+    assert not [t for t in targets if "conv2d" in t or "batch_norm" in t]
+    larger = testing.parity_images(3, 96, 130)
+    assert testing.relative_error(program.module()(larger), model(larger)) <= testing.NET_LIMIT
+    torch.export.save(program, tmp_path / "model.pt2")
+    run_elsewhere(tmp_path / "model.pt2", larger, model(larger))
+
+
+@torch.no_grad()
+def test_export_frozen_also_for_another_instruction_set(tmp_path: Path) -> None:
+    model = cached_parity_model("small")
+    engine = mnv3_fast.freeze(model)
+    program = torch.export.export(engine, (X,), dynamic_shapes=DYNAMIC)
+    assert graph_ops(program) == ["mnv3_fast.run_plan.default"]
+    larger = testing.parity_images(3, 96, 130)
+    torch.export.save(program, tmp_path / "engine.pt2")
+    torch.save(engine, tmp_path / "engine.pt")
+    for name in ("engine.pt2", "engine.pt"):
+        run_elsewhere(tmp_path / name, larger, model(larger), MNV3_FAST_ISA=(mnv3_fast.instruction_sets() or [""])[0])
+
+
+@torch.no_grad()
+def test_jit_trace() -> None:
+    model = cached_parity_model("small")
+    for convert in (mnv3_fast.accelerate, mnv3_fast.freeze):
+        traced = torch.jit.trace(convert(model), X, check_trace=False)
+        other = testing.parity_images(1, 64, seed=2)
+        assert testing.relative_error(traced(other), model(other)) <= testing.NET_LIMIT
+
+
+@torch.no_grad()
+def test_jit_script_gives_the_stock_graph() -> None:
+    model = cached_parity_model("small")
+    scripted = torch.jit.script(mnv3_fast.accelerate(model))
+    assert testing.relative_error(scripted(X), model(X)) <= testing.NET_LIMIT
+    assert "mnv3_fast" not in str(scripted.inlined_graph)
+
+
+@torch.no_grad()
+def test_fx_gives_the_stock_graph() -> None:
+    model = cached_parity_model("small")
+    accelerated = mnv3_fast.accelerate(model)
+    assert get_graph_node_names(accelerated) == get_graph_node_names(model)
+    assert fx.symbolic_trace(accelerated).code == fx.symbolic_trace(model).code
+    extractor = create_feature_extractor(accelerated, {"features.4": "low", "features.12": "high"})
+    expected = create_feature_extractor(model, {"features.4": "low", "features.12": "high"})(X)
+    for key, value in extractor(X).items():
+        assert testing.relative_error(value, expected[key]) <= testing.NET_LIMIT
+
+
+@torch.no_grad()
+def test_functional_call_and_vmap() -> None:
+    model = cached_parity_model("small")
+    accelerated = mnv3_fast.accelerate(model)
+    doubled = {name: p * 1.01 for name, p in model.named_parameters()}
+    ours, theirs = (torch.func.functional_call(m, doubled, (X,)) for m in (accelerated, model))
+    assert testing.relative_error(ours, theirs) <= testing.NET_LIMIT
+    ours, theirs = (torch.func.vmap(m)(X[:, None]) for m in (accelerated, model))
+    assert testing.relative_error(ours, theirs) <= testing.NET_LIMIT
+
+
+def test_own_net_of_fused_modules() -> None:
+    """The fused modules are usable in a net of one's own."""
+    from torchvision.models.mobilenetv3 import InvertedResidualConfig
+
+    config = InvertedResidualConfig(16, 5, 40, 16, True, "HS", 1, 1, 1.0)
+    net = nn.Sequential(
+        mnv3_fast.nn.Conv2dNormActivation(3, 16, 3, 2, activation_layer=nn.Hardswish),
+        mnv3_fast.nn.InvertedResidual(config, nn.BatchNorm2d),
+        mnv3_fast.nn.SqueezeExcitation(16, 8),
+    )
+    testing.randomize_(net, 0, 32)
+    stock = mnv3_fast.restore(copy.deepcopy(net))
+    assert not any(type(m).__module__.startswith("mnv3_fast") for m in stock.modules())
+    with torch.no_grad():
+        assert testing.relative_error(net(X), stock(X)) <= testing.NET_LIMIT
+    assert mnv3_fast.explain(net, X).fused == 3
+    grads = []
+    for m in (net, stock):
+        m.zero_grad()
+        m(X).square().sum().backward()
+        grads.append([p.grad.clone() for p in m.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert testing.relative_error(a, b) <= 1e-4
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{"dynamic": True}, {"mode": "reduce-overhead"}])
+def test_compile_options(options: dict) -> None:
+    model = cached_parity_model("small")
+    compiled = torch.compile(mnv3_fast.accelerate(model), fullgraph=True, **options)
+    for x in (X, testing.parity_images(3, 96)):
+        assert testing.relative_error(compiled(x), model(x)) <= testing.NET_LIMIT

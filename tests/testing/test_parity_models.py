@@ -1,0 +1,115 @@
+"""The parity models show faults, torch itself passes on them, and the tolerance rule cannot be moved."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.ops.misc import Conv2dNormActivation
+
+from mnv3_fast import testing
+from mnv3_fast.testing import tolerance
+
+NETS = ("large", "small")
+
+
+@pytest.fixture(scope="module", params=NETS)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    return testing.parity_model(request.param, seed=1)
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return testing.parity_images(2, 224, seed=2)
+
+
+@torch.no_grad()
+def test_another_image_moves_the_logits(model: nn.Module, images: torch.Tensor) -> None:
+    logits = model(images)
+    assert testing.relative_error(logits[:1], logits[1:]) > 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fault", testing.FAULTS)
+def test_each_planted_fault_is_found(model: nn.Module, images: torch.Tensor, fault: str) -> None:
+    faulty = testing.FAULTS[fault](model)
+    assert testing.relative_error(faulty(images), model(images)) > 10 * testing.NET_LIMIT
+
+
+@torch.no_grad()
+def test_torch_itself_passes(model: nn.Module, images: torch.Tensor) -> None:
+    folded = copy.deepcopy(model)
+    for module in folded.modules():
+        if isinstance(module, Conv2dNormActivation):
+            module[0] = fuse_conv_bn_eval(module[0], module[1])
+            module[1] = nn.Identity()
+    folded = folded.to(memory_format=torch.channels_last)
+    error = testing.relative_error(folded(images.to(memory_format=torch.channels_last)), model(images))
+    assert 0 < error < testing.NET_LIMIT / 2
+
+
+@torch.no_grad()
+def test_a_fresh_model_would_hide_faults(images: torch.Tensor) -> None:
+    fresh = torchvision.models.mobilenet_v3_small().eval()
+    logits = fresh(images)
+    for fault in testing.FAULTS.values():
+        assert torch.allclose(fault(fresh)(images), logits, rtol=0, atol=1e-6)
+
+
+def test_parity_models_are_repeatable_and_leave_the_random_state_alone() -> None:
+    state = torch.get_rng_state()
+    first, second = testing.parity_model("small", seed=3, size=64), testing.parity_model("small", seed=3, size=64)
+    assert torch.equal(torch.get_rng_state(), state)
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert first.features[0][1].momentum == 0.01
+    assert not first.training
+
+
+def test_the_rule_is_fixed() -> None:
+    assert (tolerance.OP_FACTOR, tolerance.OP_FLOOR_EPS, tolerance.GRADIENT_FACTOR) == (2.0, 4.0, 3.0)
+    assert (tolerance.NET_LIMIT, tolerance.MEAN_RATIO_LIMIT) == (2e-5, 2.0)
+    assert "import os" not in inspect.getsource(tolerance)
+
+
+def test_the_rule_can_fail() -> None:
+    exact = torch.randn(100).double()
+    theirs = exact.float()
+    testing.assert_close_enough(theirs, theirs, exact)
+    with pytest.raises(AssertionError, match="relative_error"):
+        testing.assert_close_enough(theirs * 1.00001, theirs, exact)
+    with pytest.raises(AssertionError, match="max_error"):
+        one_off = theirs.clone()
+        one_off[exact.abs().argmin()] += 3e-6
+        testing.assert_close_enough(one_off, theirs, exact)
+    with pytest.raises(AssertionError, match="NaN"):
+        testing.assert_close_enough(theirs * float("nan"), theirs, exact)
+    with pytest.raises(AssertionError, match="shape"):
+        testing.assert_close_enough(theirs[:50], theirs, exact)
+
+
+def test_real_layers_add_up_to_the_published_work() -> None:
+    for net, published, classifier in (("large", 216.6, 960 * 1280 + 1280 * 1000), ("small", 56.5, 576 * 1024 + 1024 * 1000)):
+        assert (testing.layers.total_macs(net) + classifier) / 1e6 == pytest.approx(published, abs=0.05)
+    names = [layer.name for layer in testing.real_layers("large")]
+    assert names[0] == "stem"
+    assert names[-1] == "tail"
+    assert len(names) == len(set(names))
+
+
+def test_cases_are_repeatable_and_cover_every_layout() -> None:
+    for op in testing.cases.OPS:
+        cases = testing.op_cases(op)
+        assert len({str(case) for case in cases}) == len(cases)
+        if op != "fold_batch_norm":
+            assert {case.layout for case in cases} == set(testing.cases.LAYOUTS)
+        (first, *_), _ = cases[0].make()
+        (again, *_), _ = cases[0].make()
+        assert torch.equal(first, again)
+    with pytest.raises(ValueError, match="op_cases: op must be one of"):
+        testing.op_cases("conv")
