@@ -1,8 +1,10 @@
 #include "api.h"
 
+#include <algorithm>
+#include <chrono>
 #include <cstring>
 
-#include "isa.h"
+#include "kernels.h"
 
 namespace {
 
@@ -61,6 +63,20 @@ bool mnv3_fast_set_instruction_set(const char* name) {
 }
 
 const char* mnv3_fast_take_variant(const char* op) { return mnv3_fast::take_variant(op); }
+
+double mnv3_fast_fma_peak(double seconds) {
+  using Clock = std::chrono::steady_clock;
+  double best = 0;
+  const auto end = Clock::now() + std::chrono::duration<double>(seconds);
+  do {
+    int64_t macs = 0;
+    const auto start = Clock::now();
+    mnv3_fast::kernels().fma_peak({100000, &macs});
+    const double took = std::chrono::duration<double>(Clock::now() - start).count();
+    best = std::max(best, static_cast<double>(macs) / took * 1e-9);
+  } while (Clock::now() < end);
+  return best;
+}
 
 uint64_t mnv3_fast_fingerprint(const std::uintptr_t* pointers, const int64_t* counts, std::size_t n) {
   constexpr uint64_t kPrime = 0x9e3779b97f4a7c15;

@@ -31,13 +31,8 @@ void copy_dense(const Tensor& t, float* output) {
   }
 }
 
-void pack_panels(const float* weight, int64_t outputs, int64_t inputs, float* packed) {
-  for (int64_t n = 0; n < outputs; n += 16, packed += 16 * inputs) {
-    const int64_t lanes = std::min<int64_t>(16, outputs - n);
-    for (int64_t k = 0; k < inputs; k++) {
-      for (int64_t i = 0; i < 16; i++) packed[k * 16 + i] = i < lanes ? weight[(n + i) * inputs + k] : 0.0f;
-    }
-  }
+void pack_panels(const float* weight, int64_t outputs, int64_t inputs, float* packed, float* padded_bias) {
+  kernels().fold_batch_norm({weight, nullptr, nullptr, nullptr, nullptr, nullptr, 0, outputs, inputs, packed, padded_bias, true});
 }
 
 ConvArguments::ConvArguments(const char* op, Arguments& args, std::size_t first)
@@ -58,34 +53,25 @@ ConvArguments::ConvArguments(const char* op, Arguments& args, std::size_t first)
   if (static_cast<bool>(mean_) != static_cast<bool>(variance_)) fail(op, "bn_mean and bn_var must be given together");
 }
 
-PackedConv ConvArguments::fold(Carver& carver) const {
+PackedConv ConvArguments::fold(Carver& carver, bool panels) const {
   const Tensor* vectors[] = {&bias_, &bn_weight_, &bn_bias_, &mean_, &variance_};
   const float* dense[5] = {};
-  float* weight = carver.take(weight_.numel());
-  float* folded_weight = carver.take(weight_.numel());
-  float* folded_bias = carver.take(outputs());
+  const int64_t padded = panels ? round_up(outputs(), 16) : outputs();
+  float* folded_weight = carver.take(padded * inputs());
+  float* folded_bias = carver.take(padded);
+  float* copy = weight_.is_dense() ? nullptr : carver.take(weight_.numel());
   for (int i = 0; i < 5; i++) {
     if (!*vectors[i]) continue;
-    float* copy = carver.take(outputs());
-    if (copy) copy_dense(*vectors[i], copy);
-    dense[i] = copy;
+    float* vector = vectors[i]->is_dense() ? nullptr : carver.take(outputs());
+    if (vector) copy_dense(*vectors[i], vector);
+    dense[i] = vector ? vector : vectors[i]->data();
   }
-  if (!weight) return {nullptr, nullptr};
-  copy_dense(weight_, weight);
-  kernels().fold_batch_norm({weight, dense[0], dense[1], dense[2], dense[3], dense[4], eps_, outputs(), inputs(), folded_weight, folded_bias});
+  if (!folded_weight) return {nullptr, nullptr};
+  if (copy) copy_dense(weight_, copy);
+  kernels().fold_batch_norm({copy ? copy : weight_.data(), dense[0], dense[1], dense[2], dense[3], dense[4], eps_, outputs(),
+                             inputs(), folded_weight, folded_bias, panels});
+  std::fill(folded_bias + outputs(), folded_bias + padded, 0.0f);
   return {folded_weight, folded_bias};
-}
-
-PackedConv ConvArguments::pack(Carver& carver) const {
-  const PackedConv folded = fold(carver);
-  const int64_t padded = round_up(outputs(), 16);
-  float* weight = carver.take(padded * inputs());
-  float* bias = carver.take(padded);
-  if (!weight) return {nullptr, nullptr};
-  pack_panels(folded.weight, outputs(), inputs(), weight);
-  std::copy(folded.bias, folded.bias + outputs(), bias);
-  std::fill(bias + outputs(), bias + padded, 0.0f);
-  return {weight, bias};
 }
 
 Window window_arguments(const char* op, const Arguments& args, std::size_t first, const Tensor& weight) {

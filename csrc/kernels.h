@@ -47,6 +47,7 @@ struct FoldBatchNorm {
   double eps;
   int64_t channels, per_channel;  // weight is [channels][per_channel], dense
   float *folded_weight, *folded_bias;
+  bool panels;  // write the weight as panels [ceil(channels/16)][per_channel][16], and zeros to the end of the last
 };
 
 // output[m, n] = act(sum_k (gate[k] *) input[m, k] * weight[n, k] + bias[n]) (+ residual[m, n]) for panels [panel_begin, panel_end).
@@ -166,6 +167,12 @@ struct BlockChannels {
 };
 inline int64_t block_channels_scratch(const Block& b) { return ring_floats(b) + zero_floats(b); }
 
+// Runs iterations of independent multiply-adds and says how many there were.
+struct FmaPeak {
+  int64_t iterations;
+  int64_t* macs;
+};
+
 #define MNV3_KERNELS(X)                 \
   X(fold_batch_norm, FoldBatchNorm)     \
   X(stem_strip, StemStrip)              \
@@ -176,7 +183,8 @@ inline int64_t block_channels_scratch(const Block& b) { return ring_floats(b) + 
   X(channel_sums, ChannelSums)          \
   X(scale_pixels, ScalePixels)          \
   X(block_rows, BlockRows)              \
-  X(block_channels, BlockChannels)
+  X(block_channels, BlockChannels)      \
+  X(fma_peak, FmaPeak)
 
 struct Kernels {
 #define MNV3_MEMBER(name, Args) void (*name)(const Args&);

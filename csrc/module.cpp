@@ -31,6 +31,8 @@ PYBIND11_MODULE(_C, m) {
     if (!set) throw std::invalid_argument("no such op: " + op);
     return set;
   }, py::arg("op"), "The instruction set of the code that ran last for an op, '' if none has since this was asked.");
+  m.def("fma_peak", &mnv3_fast_fma_peak, py::arg("seconds") = 0.2, py::call_guard<py::gil_scoped_release>(),
+        "Multiply-adds a second of one core with the instruction set in use, in 1e9: the best of `seconds` of trying.");
   m.def("fingerprint", [](const std::vector<std::uintptr_t>& pointers, const std::vector<std::int64_t>& counts) {
     if (pointers.size() != counts.size()) throw std::invalid_argument("fingerprint: as many counts as pointers");
     return mnv3_fast_fingerprint(pointers.data(), counts.data(), pointers.size());

@@ -1,8 +1,9 @@
 // 1x1 convolution: output[m, n] = act(sum_k gate[k] input[m, k] weight[n, k] + bias[n]) + residual[m, n].
 // Input and output are [pixels][channels]; weights are panels [ceil(N/16)][K][16]. Bound by the FMA units: a tile of
 // kTileRows pixels x kTilePanels panels keeps its sums in registers, each weight vector is loaded once for kTileRows
-// pixels and each input value once for all of the tile's channels. Every sum runs over k in order, whatever the tile,
-// so results depend neither on the number of threads nor on the batch. See mnv3_fast/ops/pointwise_conv/README.md.
+// pixels and each input value once for all of the tile's channels. Every sum runs over the same blocks of k in the same
+// order, whatever the tile, so results depend neither on the number of threads nor on the batch.
+// See mnv3_fast/ops/pointwise_conv/README.md.
 #include "kernels.h"
 #include "simd/activation.h"
 #include "simd/vector.h"
@@ -11,7 +12,10 @@ namespace mnv3_fast {
 namespace MNV3_ISA {
 namespace {
 
-// A tile of Rows pixels and Vectors * L channels; its panels lie panel_stride apart.
+// A sum of more inputs than this is made of blocks: one long chain in float32 loses too much.
+constexpr int64_t kMostInputs = 256;
+
+// A tile of Rows pixels and Vectors * L channels over one block of inputs; its panels lie panel_stride apart.
 struct Tile {
   const float* input;
   int64_t input_stride, inputs;
@@ -23,6 +27,7 @@ struct Tile {
   int64_t residual_stride;
   int activation;
   float slope;
+  bool first, last;  // block of inputs: starts from the bias, ends with activation and residual
 };
 
 // One k: weight vectors once, then a broadcast for each pixel. Every third row has a pointer of its own, so that the
@@ -43,11 +48,22 @@ MNV3_INLINE void step(const char* const (&row)[(Rows + 2) / 3], int64_t stride, 
   }
 }
 
+// sum += map, `columns` channels of it.
+template <int Rows, int Vectors, int L>
+MNV3_INLINE void add_map(const float* map, int64_t stride, int64_t columns, Vec<L> (&sum)[Rows][Vectors]) {
+  MNV3_UNROLL for (int i = 0; i < Rows; i++) {
+    MNV3_UNROLL for (int v = 0; v < Vectors; v++) {
+      const float* m = map + i * stride + v * L;
+      sum[i][v] += columns >= (v + 1) * L ? load<L>(m) : load_first<L>(m, columns - v * L);
+    }
+  }
+}
+
 template <int Rows, int Vectors, int L>
 __attribute__((noinline)) void run_tile(const Tile& t) {
   Vec<L> sum[Rows][Vectors];
   MNV3_UNROLL for (int v = 0; v < Vectors; v++) {
-    const Vec<L> bias = load<L>(t.bias + v * L);
+    const Vec<L> bias = t.first ? load<L>(t.bias + v * L) : Vec<L>{};
     MNV3_UNROLL for (int i = 0; i < Rows; i++) sum[i][v] = bias;
   }
   const char* row[(Rows + 2) / 3];
@@ -64,14 +80,10 @@ __attribute__((noinline)) void run_tile(const Tile& t) {
     MNV3_UNROLL for (int i = 0; i < (Rows + 2) / 3; i++) row[i] += 4;
     weight += kPanel;
   }
-  activate<L>(sum, t.activation, t.slope);
-  if (t.residual) {
-    MNV3_UNROLL for (int i = 0; i < Rows; i++) {
-      MNV3_UNROLL for (int v = 0; v < Vectors; v++) {
-        const float* r = t.residual + i * t.residual_stride + v * L;
-        sum[i][v] += t.columns >= (v + 1) * L ? load<L>(r) : load_first<L>(r, t.columns - v * L);
-      }
-    }
+  if (!t.first) add_map<Rows, Vectors, L>(t.output, t.output_stride, t.columns, sum);
+  if (t.last) {
+    activate<L>(sum, t.activation, t.slope);
+    if (t.residual) add_map<Rows, Vectors, L>(t.residual, t.residual_stride, t.columns, sum);
   }
   MNV3_UNROLL for (int i = 0; i < Rows; i++) {
     MNV3_UNROLL for (int v = 0; v < Vectors; v++) {
@@ -103,6 +115,21 @@ void run_panels(int64_t rows, int64_t panels, const Tile& t) {
   run_tile_of<kPanelVectors, kLanes>(rows, t);
 }
 
+// All blocks of inputs of one tile, in order.
+void run_blocks(int64_t rows, int64_t panels, int64_t inputs, Tile t) {
+  const int64_t blocks = (inputs + kMostInputs - 1) / kMostInputs;
+  const float *input = t.input, *weight = t.weight;
+  for (int64_t b = 0; b < blocks; b++) {
+    const int64_t begin = inputs * b / blocks;
+    t.inputs = inputs * (b + 1) / blocks - begin;
+    t.input = input + begin;
+    t.weight = weight + begin * kPanel;
+    t.first = b == 0;
+    t.last = b == blocks - 1;
+    run_panels(rows, panels, t);
+  }
+}
+
 // All panels over `pixels` pixels: a group of panels stays in L1 while the pixels pass.
 void run_strip(const Pointwise& a, const float* input, int64_t input_stride, int64_t first, int64_t pixels) {
   const int64_t tiles = (pixels + kTileRows - 1) / kTileRows;
@@ -114,7 +141,7 @@ void run_strip(const Pointwise& a, const float* input, int64_t input_stride, int
     const bool fits = panel + group <= a.panel_end && a.outputs - channel > group * kPanel - 8;
     panels = fits ? group : 1;
     Tile t = {input, input_stride, a.inputs, a.weight + channel * a.inputs, a.bias + channel, kPanel * a.inputs, nullptr,
-              a.output_stride, a.outputs - channel, nullptr, a.residual_stride, a.activation, a.slope};
+              a.output_stride, a.outputs - channel, nullptr, a.residual_stride, a.activation, a.slope, true, true};
     if (t.columns > panels * kPanel) t.columns = panels * kPanel;
     int64_t rows;
     for (int64_t tile = 0, m = 0; tile < tiles; tile++, m += rows) {
@@ -122,7 +149,7 @@ void run_strip(const Pointwise& a, const float* input, int64_t input_stride, int
       t.input = input + m * input_stride;
       t.output = a.output + (first + m) * a.output_stride + channel;
       if (a.residual) t.residual = a.residual + (first + m) * a.residual_stride + channel;
-      run_panels(rows, panels, t);
+      run_blocks(rows, panels, a.inputs, t);
     }
   }
 }

@@ -11,12 +11,12 @@ constexpr const char* kOp = "squeeze_excite_gate";
 
 PackedConv pack_layer(const Tensor& weight, const Tensor& bias, Carver& carver) {
   const int64_t outputs = weight.size(0), inputs = weight.numel() / outputs, padded = round_up(outputs, 16);
-  float* dense = carver.take(weight.numel());
+  float* dense = weight.is_dense() ? nullptr : carver.take(weight.numel());
   float* packed = carver.take(padded * inputs);
   float* packed_bias = carver.take(padded);
-  if (!dense) return {nullptr, nullptr};
-  copy_dense(weight, dense);
-  pack_panels(dense, outputs, inputs, packed);
+  if (!packed) return {nullptr, nullptr};
+  if (dense) copy_dense(weight, dense);
+  pack_panels(dense ? dense : weight.data(), outputs, inputs, packed, packed_bias);
   std::fill(packed_bias, packed_bias + padded, 0.0f);
   if (bias) copy_dense(bias, packed_bias);
   return {packed, packed_bias};
