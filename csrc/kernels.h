@@ -50,6 +50,13 @@ struct FoldBatchNorm {
   bool panels;  // write the weight as panels [ceil(channels/16)][per_channel][16], and zeros to the end of the last
 };
 
+// Weights in the order in which layers read them. While a 1x1 conv computes it pulls the next ones towards L2, a line for
+// each k, but never more than kAhead bytes past those in use: the units are busy then and the path to L3 is idle.
+struct WeightStream {
+  const char *next, *end;
+};
+constexpr int64_t kAhead = 512 * 1024;
+
 // output[m, n] = act(sum_k (gate[k] *) input[m, k] * weight[n, k] + bias[n]) (+ residual[m, n]) for panels [panel_begin, panel_end).
 struct Pointwise {
   int64_t pixels, inputs, outputs;  // M, K, N
@@ -65,10 +72,11 @@ struct Pointwise {
   int activation;
   float slope;  // of kHardsigmoid
   int64_t panel_begin, panel_end;
+  WeightStream* stream;  // or null
 };
 // Pixels that are worked on at a time: their inputs fit in a part of L2.
 inline int64_t pointwise_strip(int64_t inputs) {
-  const int64_t pixels = 48 * 1024 / (inputs > 0 ? inputs : 1);
+  const int64_t pixels = 12 * 1024 / (inputs > 0 ? inputs : 1);
   return pixels < 14 ? 14 : pixels;
 }
 inline int64_t pointwise_scratch(int64_t inputs) { return pointwise_strip(inputs) * inputs; }
@@ -143,6 +151,7 @@ struct Block {
   int expand_activation, depthwise_activation, project_activation;
   bool residual;
   float* output;  // dense NHWC
+  WeightStream* stream;  // or null
 };
 // Blocks of 32 hidden channels are expanded into a ring of rows that stays in L1/L2 until the depthwise conv has read it.
 constexpr int64_t kHiddenBlock = 32;

@@ -27,11 +27,11 @@ Shape output_shape(const Node& node, Shape in) {
   }
 }
 
-Block block_of(const BlockNode& b, Shape in, Shape out, const float* input, float* output) {
+Block block_of(const BlockNode& b, Shape in, Shape out, const float* input, float* output, WeightStream* stream) {
   return {input,           in.height,          in.width,           b.inputs,           b.hidden,
           b.outputs,       out.height,         out.width,          b.window,           b.expand_weight,
           b.expand_bias,   b.depthwise_weight, b.depthwise_bias,   b.project_weight,   b.project_bias,
-          b.expand_activation, b.depthwise_activation, b.project_activation, b.residual, output};
+          b.expand_activation, b.depthwise_activation, b.project_activation, b.residual, output, stream};
 }
 
 // Floats that one image needs while it passes: each of two maps, what a block with squeeze-excite keeps, and a thread's scratch.
@@ -53,7 +53,7 @@ Sizes measure(const Plan& plan, Shape shape, bool copies_input) {
     if (node.kind == kStemNode) {
       s.scratch = std::max(s.scratch, stem_scratch(node.stem.window, node.stem.inputs, out.width));
     } else if (node.kind == kBlockNode) {
-      const Block b = block_of(node.block, shape, out, nullptr, nullptr);
+      const Block b = block_of(node.block, shape, out, nullptr, nullptr, nullptr);
       const int64_t stride = round_up(b.hidden, kHiddenBlock);
       s.hidden = std::max(s.hidden, out.pixels() * stride);
       s.vector = std::max(s.vector, stride);
@@ -71,10 +71,11 @@ Sizes measure(const Plan& plan, Shape shape, bool copies_input) {
 // The threads that work on one image together and their part of the arena.
 struct Team {
   int threads;
+  mutable WeightStream stream;
   float *maps[2], *hidden, *means, *squeeze, *gate, *scratch;
   int64_t scratch_floats;
 
-  Team(const Sizes& s, int team_threads, Carver& carver) : threads(team_threads) {
+  Team(const Sizes& s, int team_threads, Carver& carver) : threads(team_threads), stream{nullptr, nullptr} {
     maps[0] = carver.take(s.map);
     maps[1] = carver.take(s.map);
     hidden = carver.take(s.hidden);
@@ -84,6 +85,8 @@ struct Team {
     scratch_floats = round_up(s.scratch, 16);
     scratch = carver.take(scratch_floats * threads);
   }
+  // With several threads each would fetch what the others read.
+  WeightStream* weights() const { return threads == 1 && stream.end ? &stream : nullptr; }
   float* scratch_of(int64_t chunk) const { return scratch + chunk * scratch_floats; }
 
   // f(begin, end, scratch) over [0, n) in at most `threads` parts, each a multiple of `unit` but for the last.
@@ -107,7 +110,7 @@ void run_linear(const LinearNode& l, int64_t images, const float* input, int64_t
   const bool small = l.inputs * l.outputs * images < 1 << 15;  // less work than waking a thread costs
   team.split(panels, small ? panels : images == 1 ? 4 : 2, [&](int64_t begin, int64_t end, float*) {
     kernels().squeeze_excite_layer({images, l.inputs, l.outputs, input, input_stride, l.weight, l.bias, output, output_stride,
-                                    nullptr, 0, nullptr, nullptr, activation, slope, begin, end});
+                                    nullptr, 0, nullptr, nullptr, activation, slope, begin, end, team.weights()});
   });
 }
 
@@ -118,7 +121,7 @@ void run_pointwise(const LinearNode& l, int64_t pixels, const float* input, int6
   const auto run = [&](int64_t first, int64_t count, int64_t begin, int64_t end, float* scratch) {
     kernels().pointwise({count, l.inputs, l.outputs, input + first * input_stride, input_stride, l.weight, l.bias,
                          output + first * l.outputs, l.outputs, residual ? residual + first * l.outputs : nullptr, l.outputs,
-                         gate, scratch, l.activation, 0, begin, end});
+                         gate, scratch, l.activation, 0, begin, end, team.weights()});
   };
   if (pixels >= 56 * team.threads) {
     team.split(pixels, 14, [&](int64_t a, int64_t b, float* scratch) { run(a, b - a, 0, panels, scratch); });
@@ -128,7 +131,7 @@ void run_pointwise(const LinearNode& l, int64_t pixels, const float* input, int6
 }
 
 void run_block(const BlockNode& node, Shape in, Shape out, const float* input, float* output, const Team& team) {
-  const Block block = block_of(node, in, out, input, output);
+  const Block block = block_of(node, in, out, input, output, team.weights());
   if (!node.squeeze && (team.threads == 1 || out.height >= 14 * team.threads)) {
     team.split(out.height, 1, [&](int64_t begin, int64_t end, float* scratch) {
       kernels().block_rows({block, begin, end, scratch});
@@ -175,7 +178,7 @@ void run_pooled(const LinearNode& l, int64_t pixels, const float* input, float* 
     for (int64_t p = begin; p < end; p += 2) {
       const int64_t first = p * 16, channels = std::min<int64_t>(std::min<int64_t>(32, (end - p) * 16), l.outputs - first);
       kernels().pointwise({pixels, l.inputs, l.outputs, input, l.inputs, l.weight, l.bias, scratch - first, 32, nullptr, 0,
-                           nullptr, nullptr, l.activation, 0, p, std::min(p + 2, end)});
+                           nullptr, nullptr, l.activation, 0, p, std::min(p + 2, end), team.weights()});
       mean_of(scratch, pixels, 32, channels, means + first);
     }
   });
@@ -225,7 +228,10 @@ void run_images(const Plan& plan, const Batch& batch, int64_t begin, int64_t end
                 const Sizes& sizes, int threads, float* memory) {
   Carver carver(memory);
   const Team team(sizes, threads, carver);
-  for (int64_t i = begin; i < end; i++) run_image(plan, batch, i, output + i * stride, team);
+  for (int64_t i = begin; i < end; i++) {
+    team.stream = {plan.data, plan.end};
+    run_image(plan, batch, i, output + i * stride, team);
+  }
 }
 
 int64_t team_floats(const Sizes& sizes, int threads) {

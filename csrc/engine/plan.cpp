@@ -156,6 +156,8 @@ Plan read_plan(const uint8_t* data, int64_t bytes) {
   const int64_t count = header.between(3, 1, kMostNodes, "the number of nodes");
   if (kHeaderWords * 8 + count * kNodeWords * 8 > bytes) corrupt("its table of nodes is cut off");
   Plan plan;
+  plan.data = reinterpret_cast<const char*>(data);
+  plan.end = plan.data + bytes;
   plan.input_channels = header.channels(4, "the number of input channels");
   plan.output_channels = header.channels(5, "the number of output channels");
   plan.output_is_map = header.flag(6);

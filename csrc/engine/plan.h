@@ -42,6 +42,7 @@ struct Plan {
   std::vector<Node> nodes;
   int64_t input_channels, output_channels;
   bool output_is_map;
+  const char *data, *end;  // of the tensor: the weights lie in it in the order of execution
 };
 
 // Throws std::runtime_error("run_plan: ...") for anything that is not a valid plan.

@@ -14,7 +14,7 @@ struct Ring {
   float *data, *zeros;
   int64_t rows, row_floats, pixel_floats;
 
-  float* row(int64_t y) const { return data + y % rows * row_floats; }
+  float* row(int64_t y) const { return data + static_cast<uint32_t>(y) % static_cast<uint32_t>(rows) * row_floats; }
   // The row that tap (row ky) of output row y reads; `height` rows exist.
   const float* tap(const Window& w, int64_t y, int64_t ky, int64_t height) const {
     const int64_t input_y = y * w.stride_h - w.pad_top + ky * w.dilation_h;

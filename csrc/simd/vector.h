@@ -97,22 +97,42 @@ MNV3_INLINE Vec<L> at_most(Vec<L> x, Vec<L> high) {
 #endif
   return x > high ? high : x;
 }
-// The first n lanes only, 0 <= n; more than L is L.
-template <int L>
-MNV3_INLINE void store_first(float* p, Vec<L> v, int64_t n) {
-  if (n >= L) return store<L>(p, v);
-  if (L == 16 && n == 8) {
-    __builtin_memcpy(p, &v, 32);
-    return;
-  }
-  for (int64_t i = 0; i < n; i++) p[i] = v[i];
-}
+// The first n lanes, the others zero.
 template <int L>
 MNV3_INLINE Vec<L> load_first(const float* p, int64_t n) {
-  if (n >= L) return load<L>(p);
   Vec<L> v = {};
-  for (int64_t i = 0; i < n; i++) v[i] = p[i];
+  __builtin_memcpy(&v, p, (n < 0 ? 0 : n > L ? L : n) * sizeof(float));
   return v;
+}
+template <int L>
+MNV3_INLINE void store_first(float* p, Vec<L> v, int64_t n) {
+  __builtin_memcpy(p, &v, (n < 0 ? 0 : n > L ? L : n) * sizeof(float));
+}
+
+// A tile in registers to `columns` channels of Rows pixels. Whole vectors are the rule, so they are decided on once.
+// No loop over the tile may stay a loop: an index that is not a constant would put the whole tile into memory.
+template <int L, int Rows, int Vectors>
+MNV3_INLINE void store_tile(float* p, int64_t stride, int64_t columns, const Vec<L> (&tile)[Rows][Vectors]) {
+  if (__builtin_expect(columns >= Vectors * L, 1)) {
+    MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int v = 0; v < Vectors; v++) store<L>(p + i * stride + v * L, tile[i][v]);
+  } else if (L == 16 && Vectors == 1 && columns == 8) {
+    MNV3_UNROLL for (int i = 0; i < Rows; i++) __builtin_memcpy(p + i * stride, &tile[i][0], 32);
+  } else {
+    float copy[Rows][Vectors * L];
+    MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int v = 0; v < Vectors; v++) store<L>(copy[i] + v * L, tile[i][v]);
+    for (int i = 0; i < Rows; i++) __builtin_memcpy(p + i * stride, copy[i], columns * sizeof(float));
+  }
+}
+// tile += map.
+template <int L, int Rows, int Vectors>
+MNV3_INLINE void add_tile(const float* p, int64_t stride, int64_t columns, Vec<L> (&tile)[Rows][Vectors]) {
+  if (__builtin_expect(columns >= Vectors * L, 1)) {
+    MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int v = 0; v < Vectors; v++) tile[i][v] += load<L>(p + i * stride + v * L);
+  } else {
+    float copy[Rows][Vectors * L];
+    for (int i = 0; i < Rows; i++) __builtin_memcpy(copy[i], p + i * stride, columns * sizeof(float));
+    MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int v = 0; v < Vectors; v++) tile[i][v] += load<L>(copy[i] + v * L);
+  }
 }
 
 }  // namespace

@@ -56,8 +56,7 @@ __attribute__((noinline)) void depthwise_tile(const DepthwiseRow& a, int64_t x) 
       MNV3_UNROLL for (int t = 0; t < Pixels; t++) sum += acc[t][0];
       store<kLanes>(a.sum + lane, sum);
     }
-    float* out = a.output + x * a.output_stride + lane;
-    MNV3_UNROLL for (int t = 0; t < Pixels; t++) store_first<kLanes>(out + t * a.output_stride, acc[t][0], a.channels - lane);
+    store_tile<kLanes>(a.output + x * a.output_stride + lane, a.output_stride, a.channels - lane, acc);
   }
 }
 
@@ -76,10 +75,10 @@ void depthwise_tile_of(int64_t pixels, const DepthwiseRow& a, int64_t x) {
 
 template <int Kernel, int Stride>
 void depthwise_tiles(const DepthwiseRow& a) {
-  const int64_t tiles = (a.width + kTilePixels - 1) / kTilePixels;
+  const int64_t tiles = (a.width + kTilePixels - 1) / kTilePixels, least = a.width / tiles, more = a.width - tiles * least;
   int64_t pixels;
   for (int64_t tile = 0, x = 0; tile < tiles; tile++, x += pixels) {
-    pixels = a.width / tiles + (tile < a.width % tiles);  // tiles of equal width: no thin last one
+    pixels = least + (tile < more);  // tiles of equal width: no thin last one
     depthwise_tile_of<Kernel, Stride>(pixels, a, x);
   }
 }

@@ -34,7 +34,7 @@ void fill_rows(const Block& b, int64_t block, const Ring& ring, NewRows fresh) {
     if (b.expand_weight) {
       const int64_t begin = first / kPanel, end = begin + 2 < panels ? begin + 2 : panels;
       pointwise({inner, b.inputs, end * kPanel, input, b.inputs, b.expand_weight, b.expand_bias, output - first, kHiddenBlock,
-                 nullptr, 0, nullptr, nullptr, b.expand_activation, 0, begin, end});
+                 nullptr, 0, nullptr, nullptr, b.expand_activation, 0, begin, end, b.stream});
     } else {
       for (int64_t c = first; c < b.hidden && c < first + kHiddenBlock; c += kPanel) {
         const int64_t channels = b.hidden - c < kPanel ? b.hidden - c : kPanel;
@@ -85,7 +85,7 @@ void block_rows(const BlockRows& a) {
     const float* residual = b.residual ? b.input + y * b.width * b.inputs : nullptr;
     pointwise({b.output_w, b.hidden, b.outputs, hidden, stride, b.project_weight, b.project_bias,
                b.output + y * b.output_w * b.outputs, b.outputs, residual, b.inputs, nullptr, nullptr,
-               b.project_activation, 0, 0, round_up(b.outputs, kPanel) / kPanel});
+               b.project_activation, 0, 0, round_up(b.outputs, kPanel) / kPanel, b.stream});
   }
 }
 

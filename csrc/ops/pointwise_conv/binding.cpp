@@ -48,7 +48,7 @@ void run(const Inputs& in, int64_t images, int64_t pixels, const ConvArguments& 
         kernels().pointwise({count, inputs, outputs, in.map + at * inputs, inputs, packed.weight, packed.bias,
                              output + at * outputs, outputs, in.residual ? in.residual + at * outputs : nullptr, outputs,
                              in.gate ? in.gate + n * inputs : nullptr, scratch ? scratch + c * scratch_floats : nullptr,
-                             activation, 0, by_pixels ? 0 : 2 * u, by_pixels ? panels : std::min(2 * u + 2, panels)});
+                             activation, 0, by_pixels ? 0 : 2 * u, by_pixels ? panels : std::min(2 * u + 2, panels), nullptr});
       }
     }
   });

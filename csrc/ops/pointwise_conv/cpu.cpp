@@ -28,6 +28,8 @@ struct Tile {
   int activation;
   float slope;
   bool first, last;  // block of inputs: starts from the bias, ends with activation and residual
+  const char* prefetch;
+  int64_t prefetch_step;  // bytes a k, 0 for nothing to fetch
 };
 
 // One k: weight vectors once, then a broadcast for each pixel. Every third row has a pointer of its own, so that the
@@ -48,17 +50,6 @@ MNV3_INLINE void step(const char* const (&row)[(Rows + 2) / 3], int64_t stride, 
   }
 }
 
-// sum += map, `columns` channels of it.
-template <int Rows, int Vectors, int L>
-MNV3_INLINE void add_map(const float* map, int64_t stride, int64_t columns, Vec<L> (&sum)[Rows][Vectors]) {
-  MNV3_UNROLL for (int i = 0; i < Rows; i++) {
-    MNV3_UNROLL for (int v = 0; v < Vectors; v++) {
-      const float* m = map + i * stride + v * L;
-      sum[i][v] += columns >= (v + 1) * L ? load<L>(m) : load_first<L>(m, columns - v * L);
-    }
-  }
-}
-
 template <int Rows, int Vectors, int L>
 __attribute__((noinline)) void run_tile(const Tile& t) {
   Vec<L> sum[Rows][Vectors];
@@ -69,27 +60,27 @@ __attribute__((noinline)) void run_tile(const Tile& t) {
   const char* row[(Rows + 2) / 3];
   MNV3_UNROLL for (int i = 0; i < Rows; i += 3) row[i / 3] = reinterpret_cast<const char*>(t.input + i * t.input_stride);
   const float* weight = t.weight;
+  const char* prefetch = t.prefetch;
   int64_t stride = t.input_stride * 4, panel_stride = t.panel_stride, k = 0;
   for (; k < t.inputs; k++) {
     MNV3_UNROLL for (int i = 0; i < (Rows + 2) / 3; i++) MNV3_PIN_INDEX(row[i]);
     MNV3_PIN_INDEX(stride);
     if (Rows == 1) {  // one pixel streams the weights from memory
-      MNV3_UNROLL for (int v = 0; v < Vectors; v += kPanelVectors) __builtin_prefetch(weight + v * L / kPanel * panel_stride + 16 * kPanel);
+      MNV3_UNROLL for (int v = 0; v < Vectors; v += kPanelVectors) __builtin_prefetch(weight + v * L / kPanel * panel_stride + 32 * kPanel);
+    } else {
+      __builtin_prefetch(prefetch, 0, 2);
+      prefetch += t.prefetch_step;
     }
     step<0, Rows, Vectors, L>(row, stride, weight, panel_stride, sum);
     MNV3_UNROLL for (int i = 0; i < (Rows + 2) / 3; i++) row[i] += 4;
     weight += kPanel;
   }
-  if (!t.first) add_map<Rows, Vectors, L>(t.output, t.output_stride, t.columns, sum);
+  if (!t.first) add_tile<L>(t.output, t.output_stride, t.columns, sum);
   if (t.last) {
     activate<L>(sum, t.activation, t.slope);
-    if (t.residual) add_map<Rows, Vectors, L>(t.residual, t.residual_stride, t.columns, sum);
+    if (t.residual) add_tile<L>(t.residual, t.residual_stride, t.columns, sum);
   }
-  MNV3_UNROLL for (int i = 0; i < Rows; i++) {
-    MNV3_UNROLL for (int v = 0; v < Vectors; v++) {
-      store_first<L>(t.output + i * t.output_stride + v * L, sum[i][v], t.columns - v * L);
-    }
-  }
+  store_tile<L>(t.output, t.output_stride, t.columns, sum);
 }
 
 template <int Vectors, int L>
@@ -115,8 +106,26 @@ void run_panels(int64_t rows, int64_t panels, const Tile& t) {
   run_tile_of<kPanelVectors, kLanes>(rows, t);
 }
 
-// All blocks of inputs of one tile, in order.
-void run_blocks(int64_t rows, int64_t panels, int64_t inputs, Tile t) {
+// Lets a tile over `inputs` fetch as many lines of the stream, if it may.
+void fetch(WeightStream* stream, const char* in_use_end, int64_t rows, int64_t inputs, Tile& t) {
+  t.prefetch = reinterpret_cast<const char*>(t.weight);
+  t.prefetch_step = 0;
+  if (!stream || rows == 1) return;  // one row alone streams its own weights
+  if (stream->next < in_use_end) stream->next = in_use_end;
+  if (stream->next >= stream->end || stream->next >= in_use_end + kAhead) return;
+  t.prefetch = stream->next;
+  t.prefetch_step = 64;
+  stream->next += 64 * inputs;
+}
+
+// All blocks of inputs of one tile, in order. The tile comes by reference: a copy would read in vectors what has just
+// been written field by field, which no store can forward.
+void run_blocks(int64_t rows, int64_t panels, int64_t inputs, WeightStream* stream, Tile& t) {
+  if (inputs <= kMostInputs) {
+    t.inputs = inputs;
+    fetch(stream, reinterpret_cast<const char*>(t.weight + panels * kPanel * inputs), rows, inputs, t);
+    return run_panels(rows, panels, t);
+  }
   const int64_t blocks = (inputs + kMostInputs - 1) / kMostInputs;
   const float *input = t.input, *weight = t.weight;
   for (int64_t b = 0; b < blocks; b++) {
@@ -126,13 +135,15 @@ void run_blocks(int64_t rows, int64_t panels, int64_t inputs, Tile t) {
     t.weight = weight + begin * kPanel;
     t.first = b == 0;
     t.last = b == blocks - 1;
+    fetch(stream, reinterpret_cast<const char*>(weight + panels * kPanel * inputs), rows, t.inputs, t);
     run_panels(rows, panels, t);
   }
+  t.weight = weight;
 }
 
 // All panels over `pixels` pixels: a group of panels stays in L1 while the pixels pass.
 void run_strip(const Pointwise& a, const float* input, int64_t input_stride, int64_t first, int64_t pixels) {
-  const int64_t tiles = (pixels + kTileRows - 1) / kTileRows;
+  const int64_t tiles = (pixels + kTileRows - 1) / kTileRows, least_rows = pixels / tiles, more = pixels - tiles * least_rows;
   const int64_t group = pixels == 1 ? 4 : kTilePanels;
   int64_t panels;
   for (int64_t panel = a.panel_begin; panel < a.panel_end; panel += panels) {
@@ -141,15 +152,15 @@ void run_strip(const Pointwise& a, const float* input, int64_t input_stride, int
     const bool fits = panel + group <= a.panel_end && a.outputs - channel > group * kPanel - 8;
     panels = fits ? group : 1;
     Tile t = {input, input_stride, a.inputs, a.weight + channel * a.inputs, a.bias + channel, kPanel * a.inputs, nullptr,
-              a.output_stride, a.outputs - channel, nullptr, a.residual_stride, a.activation, a.slope, true, true};
+              a.output_stride, a.outputs - channel, nullptr, a.residual_stride, a.activation, a.slope, true, true, nullptr, 0};
     if (t.columns > panels * kPanel) t.columns = panels * kPanel;
     int64_t rows;
     for (int64_t tile = 0, m = 0; tile < tiles; tile++, m += rows) {
-      rows = pixels / tiles + (tile < pixels % tiles);  // tiles of equal height: no thin last one
+      rows = least_rows + (tile < more);  // tiles of equal height: no thin last one
       t.input = input + m * input_stride;
       t.output = a.output + (first + m) * a.output_stride + channel;
       if (a.residual) t.residual = a.residual + (first + m) * a.residual_stride + channel;
-      run_blocks(rows, panels, a.inputs, t);
+      run_blocks(rows, panels, a.inputs, a.stream, t);
     }
   }
 }
@@ -166,6 +177,8 @@ void scale_channels(const float* input, int64_t stride, int64_t pixels, int64_t 
 
 void pointwise(const Pointwise& a) {
   record_variant(kPointwiseConv, kThisIsa);
+  if (a.pixels == 0) return;
+  if (!a.gate && a.pixels <= kTileRows) return run_strip(a, a.input, a.input_stride, 0, a.pixels);
   const int64_t strip = pointwise_strip(a.inputs);
   for (int64_t m = 0; m < a.pixels; m += strip) {
     const int64_t pixels = a.pixels - m < strip ? a.pixels - m : strip;

@@ -25,7 +25,7 @@ PackedConv pack_layer(const Tensor& weight, const Tensor& bias, Carver& carver) 
 void run_layer(const PackedConv& layer, int64_t images, int64_t inputs, int64_t outputs, const float* input, float* output,
                int activation, float slope) {
   kernels().squeeze_excite_layer({images, inputs, outputs, input, inputs, layer.weight, layer.bias, output, outputs, nullptr, 0,
-                                  nullptr, nullptr, activation, slope, 0, round_up(outputs, 16) / 16});
+                                  nullptr, nullptr, activation, slope, 0, round_up(outputs, 16) / 16, nullptr});
 }
 
 void expect_layer(const char* op, const char* name, const Tensor& weight, int64_t inputs) {

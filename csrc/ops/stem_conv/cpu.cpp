@@ -23,8 +23,8 @@ struct StemTile {
   int64_t output_stride, channels;
 };
 
-// Pixels outputs from x on; Stride 0: from the window.
-template <int Pixels, int Stride>
+// Pixels outputs from x on; Kernel and Stride 0: from the window.
+template <int Pixels, int Kernel, int Stride>
 __attribute__((noinline)) void run_tile(const StemTile& a, int64_t x) {
   const Window& w = *a.window;
   const int64_t stride = Stride ? Stride : w.stride_w;
@@ -36,7 +36,7 @@ __attribute__((noinline)) void run_tile(const StemTile& a, int64_t x) {
   const float* weight = a.weight;
   for (int64_t r = 0; r < a.count; r++) {
     const float* in = a.rows[r] + x * stride;
-    for (int64_t c = 0; c < w.kernel_w; c++, in += w.dilation_w, weight += kPanel) {
+    for (int64_t c = 0; c < (Kernel ? Kernel : w.kernel_w); c++, in += Kernel ? 1 : w.dilation_w, weight += kPanel) {
       Vec<kLanes> k[kPanelVectors];
       MNV3_UNROLL for (int v = 0; v < kPanelVectors; v++) k[v] = load<kLanes>(weight + v * kLanes);
       MNV3_UNROLL for (int t = 0; t < Pixels; t++) {
@@ -47,18 +47,14 @@ __attribute__((noinline)) void run_tile(const StemTile& a, int64_t x) {
     }
   }
   activate<kLanes>(acc, a.activation, 0);
-  MNV3_UNROLL for (int t = 0; t < Pixels; t++) {
-    MNV3_UNROLL for (int v = 0; v < kPanelVectors; v++) {
-      store_first<kLanes>(a.output + (x + t) * a.output_stride + v * kLanes, acc[t][v], a.channels - v * kLanes);
-    }
-  }
+  store_tile<kLanes>(a.output + x * a.output_stride, a.output_stride, a.channels, acc);
 }
 
-template <int Stride>
+template <int Kernel, int Stride>
 void run_tile_of(int64_t pixels, const StemTile& a, int64_t x) {
 #define MNV3_CASE(P)                                                          \
   case P:                                                                     \
-    if constexpr (P <= kStemPixels) return run_tile<P, Stride>(a, x);         \
+    if constexpr (P <= kStemPixels) return run_tile<P, Kernel, Stride>(a, x);         \
     break;
   switch (pixels) {
     MNV3_CASE(1) MNV3_CASE(2) MNV3_CASE(3) MNV3_CASE(4) MNV3_CASE(5) MNV3_CASE(6) MNV3_CASE(7)
@@ -88,8 +84,8 @@ void run_row(const StemStrip& a, const float* const* rows, int64_t y) {
     int64_t pixels;
     for (int64_t t = 0, x = 0; t < tiles; t++, x += pixels) {
       pixels = a.output_w / tiles + (t < a.output_w % tiles);
-      if (a.window.stride_w == 2) run_tile_of<2>(pixels, tile, x);
-      else run_tile_of<0>(pixels, tile, x);
+      if (a.window.stride_w == 2 && a.window.kernel_w == 3 && a.window.dilation_w == 1) run_tile_of<3, 2>(pixels, tile, x);
+      else run_tile_of<0, 0>(pixels, tile, x);
     }
   }
 }
