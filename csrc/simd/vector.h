@@ -109,19 +109,31 @@ MNV3_INLINE void store_first(float* p, Vec<L> v, int64_t n) {
   __builtin_memcpy(p, &v, (n < 0 ? 0 : n > L ? L : n) * sizeof(float));
 }
 
+// The lower eight lanes of sixteen.
+#if defined(MNV3_ISA_AVX512)
+MNV3_INLINE void store_half(float* p, Vec<16> v) { _mm256_storeu_ps(p, _mm512_castps512_ps256((__m512)v)); }
+#else
+template <class V>
+MNV3_INLINE void store_half(float*, V) {}  // vectors of sixteen exist with AVX-512 alone
+#endif
+
 // A tile in registers to `columns` channels of Rows pixels. Whole vectors are the rule, so they are decided on once.
 // No loop over the tile may stay a loop: an index that is not a constant would put the whole tile into memory.
 template <int L, int Rows, int Vectors>
 MNV3_INLINE void store_tile(float* p, int64_t stride, int64_t columns, const Vec<L> (&tile)[Rows][Vectors]) {
   if (__builtin_expect(columns >= Vectors * L, 1)) {
     MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int v = 0; v < Vectors; v++) store<L>(p + i * stride + v * L, tile[i][v]);
-  } else if (L == 16 && Vectors == 1 && columns == 8) {
-    MNV3_UNROLL for (int i = 0; i < Rows; i++) __builtin_memcpy(p + i * stride, &tile[i][0], 32);
-  } else {
-    float copy[Rows][Vectors * L];
-    MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int v = 0; v < Vectors; v++) store<L>(copy[i] + v * L, tile[i][v]);
-    for (int i = 0; i < Rows; i++) __builtin_memcpy(p + i * stride, copy[i], columns * sizeof(float));
+    return;
   }
+  if constexpr (L == 16 && Vectors == 1) {
+    if (columns == 8) {
+      MNV3_UNROLL for (int i = 0; i < Rows; i++) store_half(p + i * stride, tile[i][0]);
+      return;
+    }
+  }
+  float copy[Rows][Vectors * L];
+  MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int v = 0; v < Vectors; v++) store<L>(copy[i] + v * L, tile[i][v]);
+  for (int i = 0; i < Rows; i++) __builtin_memcpy(p + i * stride, copy[i], columns * sizeof(float));
 }
 // tile += map.
 template <int L, int Rows, int Vectors>
