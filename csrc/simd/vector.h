@@ -125,6 +125,7 @@ MNV3_INLINE void store_tile(float* p, int64_t stride, int64_t columns, const Vec
     MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int v = 0; v < Vectors; v++) store<L>(p + i * stride + v * L, tile[i][v]);
     return;
   }
+  if (columns <= 0) return;  // lanes past the last channel
   if constexpr (L == 16 && Vectors == 1) {
     if (columns == 8) {
       MNV3_UNROLL for (int i = 0; i < Rows; i++) store_half(p + i * stride, tile[i][0]);
