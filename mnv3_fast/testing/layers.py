@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mnv3_fast.models.description import BlockDescription, ConvLayer, describe_net
 from mnv3_fast.ops.elements import output_size
@@ -136,9 +137,13 @@ def _block(name: str, block: BlockDescription, size: tuple[int, int]) -> list[Re
     return layers
 
 
-def total_macs(net: str) -> int:
-    """Multiply-adds of the convolutions and squeeze-excite layers of one image, without the classifier."""
-    return sum(layer.macs() for layer in real_layers(net) if layer.op in ("stem_conv", "inverted_residual") or layer.name == "tail")
+@functools.cache
+def network_macs(net: str, size: int = 224) -> int:
+    """Multiply-adds of a whole network for one image, as torch's FLOP counter counts them."""
+    model = getattr(torchvision.models, f"mobilenet_v3_{net}")().eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, size, size))
+    return counter.get_total_flops() // 2
 
 
 def double(value: object) -> object:
