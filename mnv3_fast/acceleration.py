@@ -4,55 +4,72 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
 
 from torch import nn
 
-from mnv3_fast.models.description import Unsupported
-from mnv3_fast.nn import torchvision_blocks
-from mnv3_fast.nn.base import Fused, original_class
+from mnv3_fast.models.description import Unsupported, stock_class
+from mnv3_fast.nn import containers, torchvision_blocks
+from mnv3_fast.nn.base import Fused
 
 logger = logging.getLogger("mnv3_fast")
 
 
-def _swaps_for(model: nn.Module) -> dict[type, type]:
-    swaps = dict(torchvision_blocks.SWAPS)
+def swaps_for(model: nn.Module) -> tuple[dict[type, type[Fused]], dict[type, type]]:
+    """The fused class of each class of torchvision's, and timm's if the model is, and the same of their containers."""
+    swaps, guards = dict(torchvision_blocks.SWAPS), dict(containers.CONTAINERS)
     if any(type(module).__module__.startswith("timm.") for module in model.modules()):
         from mnv3_fast.nn import timm_blocks
 
         swaps |= timm_blocks.SWAPS
-    return swaps
+        guards |= timm_blocks.CONTAINERS
+    return swaps, guards
 
 
-def swap(module: nn.Module, swaps: dict[type, type], reasons: list[str], path: str = "") -> int:
-    """Put fused classes in place below and including ``module``; returns how many, and adds the reasons of the rest."""
+def unsupported_reason(module: nn.Module, fused: type[Fused]) -> str | None:
+    """Why a fused class may not take the place of a module's own class; None if it may."""
+    try:
+        fused._reader(module)  # type: ignore[arg-type]
+    except Unsupported as unsupported:
+        return str(unsupported)
+    return None
+
+
+def _swap(module: nn.Module, swaps: dict[type, type[Fused]], path: str = "") -> Iterator[tuple[str, str | None]]:
+    """Put fused classes in place below and including a module; yields each path with the reason if it could not be."""
     fused = swaps.get(type(module))
     if fused is not None:
-        try:
-            fused._reader(module)
-        except Unsupported as unsupported:
-            reasons.append(f"{path or type(module).__name__}: {unsupported}")
-        else:
+        reason = unsupported_reason(module, fused)
+        yield path or type(module).__name__, reason
+        if reason is None:
             module.__class__ = fused
-            return 1
     if isinstance(module, Fused):
-        return 1
-    count = 0
+        if fused is None:
+            yield path or type(module).__name__, None
+        return
     for name, child in module._modules.items():
         if child is not None:
-            count += swap(child, swaps, reasons, f"{path}.{name}" if path else name)
-    return count
+            yield from _swap(child, swaps, f"{path}.{name}" if path else name)
 
 
-def _guard_formats(module: nn.Module) -> bool:
-    """Give the outermost Sequentials that hold fused modules a forward that keeps the input's memory format."""
-    if isinstance(module, (Fused, torchvision_blocks.Sequential)):
-        return True
-    if type(module) is nn.Sequential:
-        if not any(isinstance(inside, Fused) for inside in module.modules()):
-            return False
-        module.__class__ = torchvision_blocks.Sequential
-        return True
-    return any([_guard_formats(child) for child in module._modules.values() if child is not None])
+def _guard(module: nn.Module, guards: dict[type, type], inside_sequential: bool = False) -> None:
+    """Put containers in place that keep the input's memory format; of nested Sequentials the outermost."""
+    if isinstance(module, Fused) or not any(isinstance(inside, Fused) for inside in module.modules()):
+        return
+    is_sequential = stock_class(type(module)) is nn.Sequential
+    if type(module) in guards and not (is_sequential and inside_sequential):
+        module.__class__ = guards[type(module)]
+    for child in module._modules.values():
+        if child is not None:
+            _guard(child, guards, is_sequential)
+
+
+def fuse(model: nn.Module) -> list[tuple[str, str | None]]:
+    """Put all fused modules and containers in place; each path with the reason if it could not be."""
+    swaps, guards = swaps_for(model)
+    found = list(_swap(model, swaps))
+    _guard(model, guards)
+    return found
 
 
 def share(model: nn.Module) -> nn.Module:
@@ -82,11 +99,11 @@ def accelerate(model: nn.Module, inplace: bool = False) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be an nn.Module, got {type(model).__name__}")
     result = model if inplace else share(model)
-    reasons: list[str] = []
-    if swap(result, _swaps_for(result), reasons) == 0:
-        found = "; ".join(reasons[:5]) or "it has no block of torchvision's or timm's MobileNetV3"
-        raise ValueError(f"accelerate: nothing in {type(model).__name__} can be replaced: {found}")
-    _guard_formats(result)
+    found = fuse(result)
+    if not any(reason is None for _, reason in found):
+        reasons = [f"{path}: {reason}" for path, reason in found[:5]]
+        why = "; ".join(reasons) or "it has no block of torchvision's or timm's MobileNetV3"
+        raise ValueError(f"accelerate: nothing in {type(model).__name__} can be replaced: {why}")
     return result
 
 
@@ -101,9 +118,9 @@ def restore(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, Fused):
             module.refresh()
-            module.__class__ = original_class(type(module))
-        elif type(module) is torchvision_blocks.Sequential:
-            module.__class__ = nn.Sequential
+        if stock_class(type(module)) is not type(module):
+            module.__dict__.pop("_fusion", None)
+            module.__class__ = stock_class(type(module))
     return model
 
 

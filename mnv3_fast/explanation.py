@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mnv3_fast import _library
+from mnv3_fast.acceleration import share, swaps_for, unsupported_reason
 from mnv3_fast.engine.freeze import Engine
 from mnv3_fast.engine.plan import BLOCK, LINEAR, POINTWISE, POOL, STEM, Node, read_plan
-from mnv3_fast.models.description import BlockDescription, ConvLayer, SqueezeExciteLayer, kind_of_conv
-from mnv3_fast.nn.base import Fused
+from mnv3_fast.models.description import BlockDescription, ConvLayer, SqueezeExciteLayer, Unsupported, kind_of_conv
+from mnv3_fast.nn.base import Fused, FusedStem
 from mnv3_fast.ops.elements import output_size
 
 
@@ -61,7 +63,7 @@ def explain(model: nn.Module, input: Tensor | None = None) -> Explanation:
     """Say for each module that could run on our kernels, or each layer of an engine, what runs it and why.
 
     Args:
-        model: an accelerated model, an engine, or a model with engines inside.
+        model: an accelerated model, an engine, or a model with engines inside. It is left as it is.
         input: an input of the model; with it the rows have multiply-adds and the reasons take it into account.
 
     Raises:
@@ -69,43 +71,62 @@ def explain(model: nn.Module, input: Tensor | None = None) -> Explanation:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"explain: model must be an nn.Module, got {type(model).__name__}")
-    inputs = _inputs(model, input)
-    rows: list[Row] = []
-    for path, module in model.named_modules():
-        if isinstance(module, Engine):
-            rows += _engine_rows(path, module, inputs.get(id(module)))
-        elif isinstance(module, Fused):
-            rows.append(_module_row(path, module, inputs.get(id(module))))
-    return Explanation(rows)
+    swaps, _ = swaps_for(model)
+    return Explanation(list(_rows(model, "", swaps, _inputs(model, input))))
 
 
-def _inputs(model: nn.Module, input: Tensor | None) -> dict[int, Tensor]:
-    """What each fused module and engine gets to see in one pass."""
+def _rows(module: nn.Module, path: str, swaps: dict[type, type[Fused]], inputs: dict[str, Tensor]) -> Iterator[Row]:
+    x = inputs.get(path)
+    if isinstance(module, Engine):
+        yield from _engine_rows(path, module, x)
+        return
+    if isinstance(module, Fused):
+        yield _module_row(path, type(module).__name__, module, module.fallback_reason(x), x)
+        return
+    if isinstance(module, FusedStem):
+        yield _module_row(f"{path}.conv_stem".lstrip("."), "stem", module, module.fallback_reason(x), x)
+    fused = swaps.get(type(module))
+    if fused is not None:
+        reason = unsupported_reason(module, fused) or "it is not accelerated"
+        yield Row(path, type(module).__name__, "torch", None, reason, None)
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _rows(child, f"{path}.{name}".lstrip("."), swaps, inputs)
+
+
+def _inputs(model: nn.Module, input: Any) -> dict[str, Tensor]:
+    """What each fused module and engine gets to see in one pass, by its path."""
     if input is None:
         return {}
-    seen: dict[int, Tensor] = {}
+    # Running statistics must stay as they are: in training mode a copy in eval mode runs, on the same tensors.
+    running = share(model).eval() if any(module.training for module in model.modules()) else model
+    seen: dict[str, Tensor] = {}
     handles = []
-    for module in model.modules():
-        if isinstance(module, (Fused, Engine)):
-            handles.append(module.register_forward_pre_hook(lambda m, args: seen.__setitem__(id(m), args[0])))
+    for path, module in running.named_modules():
+        if isinstance(module, (Fused, FusedStem, Engine)):
+
+            def look(_: nn.Module, args: tuple, keywords: dict, path: str = path) -> None:
+                seen[path] = args[0] if args else next(iter(keywords.values()))
+
+            handles.append(module.register_forward_pre_hook(look, with_kwargs=True))
     try:
         with torch.no_grad():
-            model(input)
+            running(input)
     finally:
         for handle in handles:
             handle.remove()
     return seen
 
 
-def _module_row(path: str, module: Fused, x: Tensor | None) -> Row:
-    reason = module.fallback_reason(x)
-    kernel, macs = "torch", None
-    if reason is None:
+def _module_row(path: str, kind: str, module: Fused | FusedStem, reason: str | None, x: Tensor | None) -> Row:
+    try:
         description = module._reader()
-        kernel = _kernel_name(description)
-        macs = None if x is None else _macs(description, x.shape)
-    sets = None if reason is not None else _library.instruction_set()
-    return Row(path, type(module).__name__, kernel, sets, reason, macs)
+    except Unsupported:
+        return Row(path, kind, "torch", None, reason, None)
+    macs = None if x is None else _macs(description, x.shape)
+    if reason is not None:
+        return Row(path, kind, "torch", None, reason, macs)
+    return Row(path, kind, _kernel_name(description), _library.instruction_set(), None, macs)
 
 
 def _kernel_name(description: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torchvision.models import MobileNet_V3_Large_Weights, MobileNet_V3_Small_Weights, mobilenetv3
 
-from mnv3_fast.acceleration import _guard_formats, _swaps_for, swap
+from mnv3_fast.acceleration import fuse
 
 KNOWN = {"width_mult", "reduced_tail", "dilated", "num_classes", "block", "norm_layer", "dropout", "pretrained"}
 
@@ -18,13 +18,13 @@ def _build(builder: Callable[..., nn.Module], weights: Any, progress: bool, opti
     unknown = sorted(set(options) - KNOWN)
     if unknown:
         # torchvision swallows them, so that a misspelled width_mult silently builds the full width.
-        warnings.warn(f"{builder.__name__}: unknown options are ignored: {', '.join(unknown)}", UserWarning, stacklevel=3)
+        words = f"{builder.__name__}: unknown options are ignored: {', '.join(unknown)}"
+        warnings.warn(words, UserWarning, stacklevel=3)
     width = options.get("width_mult", 1.0)
     if not width > 0:
         raise ValueError(f"{builder.__name__}: width_mult must be greater than 0, got {width}")
     model = builder(weights=weights, progress=progress, **options)
-    swap(model, _swaps_for(model), [])
-    _guard_formats(model)
+    fuse(model)
     return model
 
 

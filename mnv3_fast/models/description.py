@@ -17,6 +17,14 @@ from mnv3_fast.ops.depthwise_conv.op import KERNEL_SIZES
 from mnv3_fast.ops.elements import ACTIVATIONS, GATES
 from mnv3_fast.ops.inverted_residual.layout import HAS_BATCH_NORM, HAS_BIAS, NOT_AFFINE
 
+STOCK: dict[type, type] = {}
+"""Each fused class (mnv3_fast.nn) and the class that it stands for."""
+
+
+def stock_class(cls: type) -> type:
+    """The class that a fused class stands for; any other class itself."""
+    return STOCK.get(cls, cls)
+
 
 class Unsupported(Exception):
     """A module that our kernels cannot run as it stands; the message says why."""
@@ -185,14 +193,22 @@ def check_conv(conv: nn.Module, kind: str) -> None:
     if kind == "pointwise":
         plain = conv.groups == 1 and conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0)
         if not plain:
-            raise Unsupported(f"expected a 1x1 convolution, got {conv}")
+            raise Unsupported(f"expected a 1x1 convolution, got {_words(conv)}")
     elif kind == "depthwise":
         if conv.groups != conv.in_channels or conv.out_channels != conv.in_channels:
-            raise Unsupported(f"expected a depthwise convolution, got {conv}")
+            raise Unsupported(f"expected a depthwise convolution, got {_words(conv)}")
         if not set(conv.kernel_size) <= set(KERNEL_SIZES):
             raise Unsupported(f"depthwise kernel size {conv.kernel_size} has no kernel (1, 3, 5 and 7 have)")
     elif conv.groups != 1 or conv.in_channels * conv.kernel_size[0] > 64:
-        raise Unsupported(f"expected a stem (a dense convolution of few channels), got {conv}")
+        raise Unsupported(f"expected a stem (a dense convolution of few channels), got {_words(conv)}")
+
+
+def _words(conv: nn.Conv2d) -> str:
+    """The convolution in words; its repr cannot be traced by torch.compile."""
+    return (
+        f"{conv.in_channels} to {conv.out_channels} channels, kernel {conv.kernel_size}, stride {conv.stride}, "
+        f"padding {conv.padding}, groups {conv.groups}"
+    )
 
 
 def describe_block(module: nn.Module) -> BlockDescription:
@@ -204,17 +220,6 @@ def describe_block(module: nn.Module) -> BlockDescription:
         if description is not None:
             return description
     raise Unsupported(f"{type(module).__module__}.{type(module).__qualname__} is no known inverted residual block")
-
-
-def describe_conv(module: nn.Module) -> ConvLayer:
-    """Read a convolution with norm and activation in one module (Conv2dNormActivation, timm's ConvBnAct)."""
-    from mnv3_fast.models import timm, torchvision
-
-    for reader in (torchvision.read_conv, timm.read_conv):
-        description = reader(module)
-        if description is not None:
-            return description
-    raise Unsupported(f"{type(module).__module__}.{type(module).__qualname__} is no known convolution block")
 
 
 def describe_net(model: nn.Module) -> NetDescription:

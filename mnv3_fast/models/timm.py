@@ -14,17 +14,19 @@ from mnv3_fast.models.description import (
     check_conv,
     read_activation,
     read_gate,
+    stock_class,
 )
 
 
 def is_timm(module: nn.Module, name: str) -> bool:
-    """Whether a module is timm's class of this name, or our subclass of it."""
-    return any(cls.__name__ == name and cls.__module__.startswith("timm.") for cls in type(module).__mro__)
+    """Whether a module is timm's class of this name, or ours for it; a subclass of a user's may do anything else."""
+    cls = stock_class(type(module))
+    return cls.__name__ == name and cls.__module__.startswith("timm.")
 
 
 def _read_layer(conv: nn.Module, norm: nn.Module) -> ConvLayer:
     """A convolution and its BatchNormAct2d, which holds the activation."""
-    if not is_timm(norm, "BatchNormAct2d") or type(norm).__name__ != "BatchNormAct2d":
+    if not is_timm(norm, "BatchNormAct2d"):
         raise Unsupported(f"norm {type(norm).__name__} cannot be folded into a convolution")
     if norm.running_mean is None or norm.running_var is None:
         raise Unsupported("BatchNorm without running statistics cannot be folded into a convolution")
@@ -38,6 +40,8 @@ def _check_plain(module: nn.Module) -> None:
         raise Unsupported("anti-aliasing between the convolutions has no kernel")
     if getattr(module, "conv_s2d", None) is not None:
         raise Unsupported("space-to-depth in front of a block has no kernel")
+    if type(module.drop_path) is not nn.Identity and module.drop_path.training:
+        raise Unsupported("drop_path is in training mode")
 
 
 def _read_squeeze_excite(module: nn.Module) -> SqueezeExciteLayer | None:
@@ -56,17 +60,26 @@ def _read_squeeze_excite(module: nn.Module) -> SqueezeExciteLayer | None:
 def read_block(module: nn.Module) -> BlockDescription | None:
     """InvertedResidual and DepthwiseSeparableConv."""
     if is_timm(module, "InvertedResidual"):
-        _check_plain(module)
-        expand = _read_layer(module.conv_pw, module.bn1)
-        depthwise = _read_layer(module.conv_dw, module.bn2)
-        project = _read_layer(module.conv_pwl, module.bn3)
-        check_conv(expand.conv, "pointwise")
-    elif is_timm(module, "DepthwiseSeparableConv"):
-        _check_plain(module)
-        expand = None
-        depthwise, project = _read_layer(module.conv_dw, module.bn1), _read_layer(module.conv_pw, module.bn2)
-    else:
-        return None
+        return inverted_residual_layers(module)
+    if is_timm(module, "DepthwiseSeparableConv"):
+        return separable_layers(module)
+    return None
+
+
+def inverted_residual_layers(module: nn.Module) -> BlockDescription:
+    """conv_pw, bn1, conv_dw, bn2, se, conv_pwl, bn3."""
+    expand = _read_layer(module.conv_pw, module.bn1)
+    check_conv(expand.conv, "pointwise")
+    return _block(module, expand, _read_layer(module.conv_dw, module.bn2), _read_layer(module.conv_pwl, module.bn3))
+
+
+def separable_layers(module: nn.Module) -> BlockDescription:
+    """conv_dw, bn1, se, conv_pw, bn2."""
+    return _block(module, None, _read_layer(module.conv_dw, module.bn1), _read_layer(module.conv_pw, module.bn2))
+
+
+def _block(module: nn.Module, expand: ConvLayer | None, depthwise: ConvLayer, project: ConvLayer) -> BlockDescription:
+    _check_plain(module)
     check_conv(depthwise.conv, "depthwise")
     check_conv(project.conv, "pointwise")
     return BlockDescription(expand, depthwise, _read_squeeze_excite(module.se), project, bool(module.has_skip))
@@ -74,8 +87,11 @@ def read_block(module: nn.Module) -> BlockDescription | None:
 
 def read_conv(module: nn.Module) -> ConvLayer | None:
     """ConvBnAct without a skip connection."""
-    if not is_timm(module, "ConvBnAct"):
-        return None
+    return conv_layer(module) if is_timm(module, "ConvBnAct") else None
+
+
+def conv_layer(module: nn.Module) -> ConvLayer:
+    """conv, bn1."""
     _check_plain(module)
     if module.has_skip:
         raise Unsupported("ConvBnAct with a skip connection has no kernel")
@@ -85,12 +101,18 @@ def read_conv(module: nn.Module) -> ConvLayer | None:
     return layer
 
 
+def stem_layer(model: nn.Module) -> ConvLayer:
+    """conv_stem, bn1: no module of their own."""
+    stem = _read_layer(model.conv_stem, model.bn1)
+    check_conv(stem.conv, "stem")
+    return stem
+
+
 def read_net(model: nn.Module) -> NetDescription | None:
     """MobileNetV3 with average pooling: conv_stem, bn1, blocks, global_pool, conv_head, act2, classifier."""
     if not is_timm(model, "MobileNetV3"):
         return None
-    stem = _read_layer(model.conv_stem, model.bn1)
-    check_conv(stem.conv, "stem")
+    stem = stem_layer(model)
     children = [child for stage in model.blocks for child in stage]
     tail = read_conv(children[-1])
     blocks = []

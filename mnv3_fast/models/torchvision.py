@@ -18,13 +18,17 @@ from mnv3_fast.models.description import (
     kind_of_conv,
     read_activation,
     read_gate,
+    stock_class,
 )
 
 
 def read_conv(module: nn.Module) -> ConvLayer | None:
-    """Conv2dNormActivation: convolution, norm (or none), activation (or none)."""
-    if not isinstance(module, Conv2dNormActivation):
-        return None
+    """Conv2dNormActivation; a subclass of a user's may do anything else, so it is none."""
+    return conv_layer(module) if stock_class(type(module)) is Conv2dNormActivation else None
+
+
+def conv_layer(module: Conv2dNormActivation) -> ConvLayer:
+    """Convolution, norm (or none), activation (or none)."""
     conv, rest = module[0], list(module)[1:]
     if len(rest) > 2:
         raise Unsupported(f"Conv2dNormActivation has {len(module)} parts, expected convolution, norm, activation")
@@ -39,8 +43,13 @@ def read_conv(module: nn.Module) -> ConvLayer | None:
 
 def read_squeeze_excite(module: nn.Module) -> SqueezeExciteLayer | None:
     """SqueezeExcitation."""
-    if not isinstance(module, SqueezeExcitation):
-        return None
+    return squeeze_excite_layer(module) if stock_class(type(module)) is SqueezeExcitation else None
+
+
+def squeeze_excite_layer(module: SqueezeExcitation) -> SqueezeExciteLayer:
+    """Pool, fc1, activation, fc2, gate."""
+    if not is_global_average(module.avgpool):
+        raise Unsupported("squeeze-excite pools by something else than AdaptiveAvgPool2d(1)")
     for conv in (module.fc1, module.fc2):
         check_conv(conv, "pointwise")
         if conv.bias is None:
@@ -50,18 +59,25 @@ def read_squeeze_excite(module: nn.Module) -> SqueezeExciteLayer | None:
 
 
 def read_block(module: nn.Module) -> BlockDescription | None:
-    """InvertedResidual: ``block`` is [expand?, depthwise, squeeze-excite?, project]."""
-    if not isinstance(module, InvertedResidual):
-        return None
+    """InvertedResidual."""
+    return block_layers(module) if stock_class(type(module)) is InvertedResidual else None
+
+
+def block_layers(module: InvertedResidual) -> BlockDescription:
+    """``block`` is [expand?, depthwise, squeeze-excite?, project]."""
+    if type(module.block) is not nn.Sequential:
+        raise Unsupported(f"InvertedResidual.block is a {type(module.block).__name__}, not an nn.Sequential")
     convs: list[ConvLayer] = []
     squeeze_excite = None
-    for child in module.block:
-        if isinstance(child, SqueezeExcitation):
+    last = len(module.block) - 1
+    for position, child in enumerate(module.block):
+        if position == last - 1:
             squeeze_excite = read_squeeze_excite(child)
-            continue
+            if squeeze_excite is not None:
+                continue
         layer = read_conv(child)
-        if layer is None or (squeeze_excite is not None and len(convs) != len(module.block) - 2):
-            raise Unsupported(f"InvertedResidual has an unexpected {type(child).__name__}")
+        if layer is None:
+            raise Unsupported(f"InvertedResidual has an unexpected {type(child).__name__} at position {position}")
         convs.append(layer)
     if len(convs) not in (2, 3):
         raise Unsupported(f"InvertedResidual has {len(convs)} convolutions, expected 2 or 3")
@@ -79,14 +95,20 @@ def read_head(classifier: nn.Module) -> tuple[tuple[LinearLayer, ...], tuple[nn.
     layers: list[LinearLayer] = []
     taken = 0
     for i, module in enumerate(modules):
-        if type(module) is nn.Linear and not has_hooks(module):
+        plain = not has_hooks(module)
+        if type(module) is nn.Linear and plain:
             layers.append(LinearLayer(module, "none"))
-        elif type(module) in (nn.Hardswish, nn.ReLU) and layers and layers[-1].activation == "none" and not has_hooks(module):
+        elif type(module) in (nn.Hardswish, nn.ReLU) and plain and layers and layers[-1].activation == "none":
             layers[-1] = LinearLayer(layers[-1].linear, read_activation(module))
         elif not isinstance(module, (nn.Dropout, nn.Identity)):
             break
         taken = i + 1
     return tuple(layers), tuple(modules[taken:])
+
+
+def is_global_average(pool: nn.Module) -> bool:
+    """Whether a module is AdaptiveAvgPool2d(1)."""
+    return type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1))
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -98,7 +120,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 def read_features(features: nn.Module) -> NetDescription | None:
     """A Sequential [stem?, blocks..., tail?]: ``MobileNetV3.features`` or a slice of it."""
-    if not isinstance(features, nn.Sequential) or isinstance(features, Conv2dNormActivation):
+    if stock_class(type(features)) is not nn.Sequential:
         return None
     stem = tail = None
     blocks: list[BlockDescription] = []
@@ -123,13 +145,12 @@ def read_features(features: nn.Module) -> NetDescription | None:
 
 def read_net(model: nn.Module) -> NetDescription | None:
     """MobileNetV3, or its ``features``."""
-    if not isinstance(model, MobileNetV3):
+    if type(model) is not MobileNetV3:
         return read_features(model)
     body = read_features(model.features)
     if body is None or body.stem is None:
         raise Unsupported("MobileNetV3.features is no chain of stem, blocks and tail")
-    pool = model.avgpool
-    if type(pool) is not nn.AdaptiveAvgPool2d or pool.output_size not in (1, (1, 1)):
-        raise Unsupported(f"MobileNetV3.avgpool is {pool}, expected AdaptiveAvgPool2d(1)")
+    if not is_global_average(model.avgpool):
+        raise Unsupported(f"MobileNetV3.avgpool is {model.avgpool}, expected AdaptiveAvgPool2d(1)")
     head, rest = read_head(model.classifier)
     return NetDescription(body.stem, body.blocks, body.tail, True, head, rest)

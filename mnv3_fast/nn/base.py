@@ -2,58 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mnv3_fast.models.description import BlockDescription, ConvLayer, describe_block, describe_conv, kind_of_conv
-from mnv3_fast.nn.fusion import Fusion, describe, functorch_active, fusion_of, input_reason
+from mnv3_fast.models.description import ConvLayer, Unsupported, kind_of_conv, stock_class
+from mnv3_fast.nn.fusion import (
+    Description,
+    Reader,
+    describe,
+    environment_reason,
+    flattened,
+    fusion_of,
+    input_reason,
+    traced_description,
+    transform_active,
+)
 from mnv3_fast.ops import registration
+from mnv3_fast.ops.depthwise_conv import op as depthwise
 from mnv3_fast.ops.elements import ACTIVATIONS
 from mnv3_fast.ops.inverted_residual import cache
 from mnv3_fast.ops.inverted_residual.op import run_block
-from mnv3_fast.ops.depthwise_conv import op as depthwise
 from mnv3_fast.ops.pointwise_conv import op as pointwise
 from mnv3_fast.ops.stem_conv import op as stem
 
+Run = Callable[[Tensor, Any, list[Tensor], Any], Tensor]
+
+
+def fused_output(
+    root: nn.Module, x: Tensor, reader: Reader, run: Run, inside: Sequence[nn.Module] | None = None
+) -> Tensor | None:
+    """The output of a described part of ``root`` by its op, or None if torch must run it.
+
+    Args:
+        reader: describes the part; raises Unsupported.
+        run: the op, from input, description, its tensors and its other arguments.
+        inside: the modules of the part; None: all below ``root``.
+    """
+    if root.training or input_reason(x) is not None or transform_active():
+        return None
+    if torch.compiler.is_compiling():
+        description = traced_description(root, reader, inside)
+        if description is None:
+            return None
+        tensors, arguments = flattened(description)
+        # Dynamo cannot trace the recomputing backward; what torch's own modules do, it can.
+        if torch.compiler.is_dynamo_compiling() and registration.wants_grad((x, tensors)):
+            return None
+        return run(x, description, tensors, arguments)
+    found = fusion_of(root, reader, inside)
+    if isinstance(found, str):
+        return None
+    fusion, tensors = found
+    # TorchScript cannot save a Python autograd.Function.
+    if torch.jit.is_tracing() and registration.wants_grad((x, tensors)):
+        return None
+    return run(x, fusion.description, tensors, fusion.arguments)
+
+
+def reason_of(root: Any, x: Tensor | None, inside: Sequence[nn.Module] | None = None) -> str | None:
+    """Why :func:`fused_output` would give None, now, for an input if one is given."""
+    if root.training:
+        return "it is in training mode"
+    reason = environment_reason() if x is None else input_reason(x)
+    if reason is not None:
+        return reason
+    fusion = describe(root, type(root)._reader, inside)
+    return fusion if isinstance(fusion, str) else None
+
 
 class Fused(nn.Module):
-    """Mixin in front of an original class: ``accelerate`` sets ``module.__class__`` to such a subclass of the same name.
+    """Mixin in front of an original class: ``accelerate`` sets ``module.__class__`` to the subclass of the same name.
 
     It adds no parameter, buffer or submodule, so keys, names, repr, hooks and pickling stay those of the original.
     """
 
-    def _reader(self) -> BlockDescription | ConvLayer:
+    def _reader(self) -> Description:
+        """What this module is made of; raises Unsupported."""
         raise NotImplementedError
 
-    def _run(self, x: Tensor, description: Any, tensors: list[Tensor] | None, arguments: Any) -> Tensor:
+    def _run(self, x: Tensor, description: Any, tensors: list[Tensor], arguments: Any) -> Tensor:
+        """The fused op on a described module."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """The original's forward, fused where possible."""
-        if self.training or input_reason(x) is not None or functorch_active():
-            return super().forward(x)
-        if torch.compiler.is_compiling():
-            description = self._reader()
-            return self._run(x, description, None, None)
-        fusion = fusion_of(self, type(self)._reader)
-        if isinstance(fusion, str):
-            return super().forward(x)
-        tensors = fusion.tensors()
-        for tensor in tensors:
-            if tensor.dtype is not torch.float32:
-                return super().forward(x)
-        return self._run(x, fusion.description, tensors, fusion.arguments)
+        output = fused_output(self, input, type(self)._reader, self._run)
+        return super().forward(input) if output is None else output
 
     def fallback_reason(self, x: Tensor | None = None) -> str | None:
         """Why this module would run its original forward now (for an input, if one is given); None if it would not."""
-        if self.training:
-            return "it is in training mode"
-        if x is not None and input_reason(x) is not None:
-            return input_reason(x)
-        fusion = describe(self, type(self)._reader)
-        return fusion if isinstance(fusion, str) else fusion.reason()
+        return reason_of(self, x)
 
     def refresh(self) -> None:
         """Forget what was packed from this module's weights."""
@@ -66,41 +107,55 @@ class Fused(nn.Module):
         return super().train(mode)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        original = original_class(type(self))  # TorchScript sees the class that this one stands for
+        original = stock_class(type(self))  # TorchScript sees the class that this one stands for
         copy = original.__new__(original)
         copy.__dict__.update({key: value for key, value in self.__dict__.items() if key != "_fusion"})
         return copy
 
 
-def original_class(fused: type) -> type:
-    """The class that a fused one stands for: the next of the same name among its bases."""
-    return next(base for base in fused.__mro__[1:] if base.__name__ == fused.__name__)
+class FusedStem(nn.Module):
+    """Mixin for a network whose stem is a convolution and a norm of the network's own, not a module."""
+
+    def _reader(self) -> ConvLayer:
+        raise NotImplementedError
+
+    def _stem_modules(self) -> list[nn.Module]:
+        raise NotImplementedError
+
+    def _fused_stem(self, x: Tensor) -> Tensor | None:
+        """The stem's output by its op, None if torch must run it."""
+        return fused_output(self, x, type(self)._reader, _run_described, self._stem_modules())
+
+    def fallback_reason(self, x: Tensor | None = None) -> str | None:
+        """As :meth:`Fused.fallback_reason`, for the stem."""
+        return reason_of(self, x, self._stem_modules())
 
 
 class FusedBlock(Fused):
     """An inverted residual block on ``mnv3_fast::inverted_residual``."""
 
-    def _reader(self) -> BlockDescription:
-        return describe_block(self)
-
-    def _run(self, x: Tensor, description: Any, tensors: list[Tensor] | None, arguments: Any) -> Tensor:
-        if tensors is None:
-            tensors, spec, constants = description.flatten()
-        else:
-            spec, constants = arguments
+    def _run(self, x: Tensor, description: Any, tensors: list[Tensor], arguments: Any) -> Tensor:
+        spec, constants = arguments
         return run_block(x, tensors, spec, constants)
 
 
 class FusedConv(Fused):
     """A lone convolution with norm and activation on the op of its kind."""
 
-    def _reader(self) -> ConvLayer:
-        description = describe_conv(self)
-        kind_of_conv(description)
-        return description
-
-    def _run(self, x: Tensor, description: Any, tensors: list[Tensor] | None, arguments: Any) -> Tensor:
+    def _run(self, x: Tensor, description: Any, tensors: list[Tensor], arguments: Any) -> Tensor:
         return run_conv(x, description)
+
+
+def _run_described(x: Tensor, description: Any, tensors: list[Tensor], arguments: Any) -> Tensor:
+    return run_conv(x, description)
+
+
+def checked_conv(layer: ConvLayer | None) -> ConvLayer:
+    """A described convolution that one of the ops can run; raises Unsupported."""
+    if layer is None:
+        raise Unsupported("it is no known convolution block")
+    kind_of_conv(layer)
+    return layer
 
 
 def run_conv(x: Tensor, layer: ConvLayer) -> Tensor:
@@ -117,6 +172,3 @@ def run_conv(x: Tensor, layer: ConvLayer) -> Tensor:
         return registration.call(depthwise.OP, reference, depthwise.FUNCTION, (*args, *layer.window(), activation))
     args = (*args, None, None, *layer.window(), activation)
     return registration.call(stem.OP, stem.reference.stem_conv, stem.FUNCTION, args)
-
-
-__all__ = ["Fused", "FusedBlock", "FusedConv", "Fusion", "original_class", "run_conv"]

@@ -108,16 +108,21 @@ def differentiable(name: str, op: Any, reference: Callable[..., Any]) -> type[to
 
         @staticmethod
         def backward(ctx: Any, *grad_outputs: Any) -> Any:
-            args = [kept if saved is None else saved.detach() for saved, kept in zip(ctx.saved_tensors, ctx.rest, strict=True)]
+            again = torch.is_grad_enabled()  # create_graph: the gradient itself will be differentiated
+            args = [kept if saved is None else saved for saved, kept in zip(ctx.saved_tensors, ctx.rest, strict=True)]
             wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
             with torch.enable_grad():
-                for i in wanted:
-                    args[i] = args[i].requires_grad_()
+                for i in wanted:  # an alias of its own for each argument, also where one tensor is given twice
+                    args[i] = args[i].view_as(args[i]) if again else args[i].detach().requires_grad_()
                 outputs = reference(*args)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if g is not None and o.requires_grad]
             found = torch.autograd.grad(
-                [o for o, _ in pairs], [args[i] for i in wanted], [g for _, g in pairs], allow_unused=True
+                [o for o, _ in pairs],
+                [args[i] for i in wanted],
+                [g for _, g in pairs],
+                allow_unused=True,
+                create_graph=again,
             )
             grads: list[Tensor | None] = [None] * len(args)
             for i, grad in zip(wanted, found, strict=True):

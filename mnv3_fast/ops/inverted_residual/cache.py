@@ -1,8 +1,8 @@
 """Folded and packed blocks, kept from call to call.
 
-An entry is found by the addresses of a block's tensors. It is used only if their version counters and a fingerprint
-(BatchNorm vectors and biases whole, 64 values of each larger weight) are as they were when it was packed, and it goes
-when any of the tensors goes. What no check can see, a write to one weight through ``.data`` or NumPy that misses all
+An entry is found by the addresses of a block's tensors. It is used only if their version counters, the layout of the
+weights and a fingerprint (BatchNorm vectors and biases whole, 64 values of each larger weight) are as they were when it
+was packed, and it goes when any of the tensors goes. What no check can see, a write to one weight through ``.data`` or NumPy that misses all
 samples, needs ``mnv3_fast.refresh``.
 """
 
@@ -13,11 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mnv3_fast import _library
 from mnv3_fast.engine.plan import PlanBuilder
-from mnv3_fast.ops.inverted_residual.layout import unflatten
+from mnv3_fast.ops.inverted_residual.layout import check_block, unflatten
 
 Key = tuple[int, ...]
 
@@ -29,6 +30,7 @@ class Entry:
     plan: Tensor
     geometry: list[int]
     versions: list[int] | None
+    layouts: list[tuple[int, torch.Size, tuple[int, ...]]]
     fingerprint: int
     counts: list[int]
     spec: Sequence[int]
@@ -49,6 +51,7 @@ def packed(tensors: Sequence[Tensor], spec: Sequence[int], constants: Sequence[f
         and entry.versions == versions
         and entry.spec == spec
         and entry.constants == constants
+        and _as_laid_out(tensors, entry.layouts)
         and entry.fingerprint == _library.extension().fingerprint(key, entry.counts)
     ):
         return entry
@@ -76,11 +79,21 @@ def _versions(tensors: Sequence[Tensor]) -> list[int] | None:
         return None
 
 
+def _as_laid_out(tensors: Sequence[Tensor], layouts: list[tuple[int, torch.Size, tuple[int, ...]]]) -> bool:
+    """``weight.data = weight.data[:8]`` changes neither address nor version."""
+    for index, shape, stride in layouts:
+        tensor = tensors[index]
+        if tensor.shape != shape or tensor.stride() != stride:
+            return False
+    return True
+
+
 def _pack(
     key: Key, versions: list[int] | None, tensors: Sequence[Tensor], spec: Sequence[int], constants: Sequence[float]
 ) -> Entry:
     dense = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
     block = unflatten(dense, spec, constants)
+    check_block(block)
     first = block.expand or block.depthwise
     builder = PlanBuilder(first.weight.shape[1] if block.expand else first.weight.shape[0])
     builder.add_block(dense, spec, constants)
@@ -88,7 +101,8 @@ def _pack(
     counts = [_span(tensor) for tensor in tensors]
     fingerprint = _library.extension().fingerprint(key, counts)
     references = [weakref.ref(tensor, lambda _: _entries.pop(key, None)) for tensor in tensors]
-    entry = Entry(plan, geometry, versions, fingerprint, counts, list(spec), list(constants), references)
+    layouts = [(i, tensor.shape, tensor.stride()) for i, tensor in enumerate(tensors) if tensor.dim() != 1]
+    entry = Entry(plan, geometry, versions, layouts, fingerprint, counts, list(spec), list(constants), references)
     _entries[key] = entry
     return entry
 

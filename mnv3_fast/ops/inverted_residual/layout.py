@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 HAS_BIAS, HAS_BATCH_NORM, NOT_AFFINE = 1, 2, 4
@@ -59,13 +60,70 @@ class Block:
 
 
 def unflatten(tensors: Sequence[Tensor], spec: Sequence[int], constants: Sequence[float]) -> Block:
-    """The inverse of ``BlockDescription.flatten``."""
+    """The inverse of ``BlockDescription.flatten``.
+
+    Raises:
+        ValueError: if the numbers of tensors, ints or constants do not fit each other.
+    """
+    if len(spec) != len(SPEC) or len(constants) != 4 or len(tensors) != _count(spec):
+        raise ValueError(
+            f"inverted_residual: got {len(tensors)} tensors, {len(spec)} ints and {len(constants)} constants that do not "
+            "fit each other; flatten a block with mnv3_fast.models.description.describe_block(block).flatten()"
+        )
     rest = list(tensors)
     expand = _take(rest, spec[1], constants[0]) if spec[0] else None
     depthwise = _take(rest, spec[3], constants[1])
     project = _take(rest, spec[16], constants[2])
     squeeze_excite = (rest[0], rest[1], rest[2], rest[3]) if spec[13] else None
     return Block(expand, depthwise, project, squeeze_excite)
+
+
+def _count(spec: Sequence[int]) -> int:
+    """How many tensors a spec asks for."""
+    count = 4 if spec[13] else 0
+    for flags in (spec[1], spec[3], spec[16]) if spec[0] else (spec[3], spec[16]):
+        count += 1 + int(bool(flags & HAS_BIAS))
+        if flags & HAS_BATCH_NORM:
+            count += 2 if flags & NOT_AFFINE else 4
+    return count
+
+
+def check_block(block: Block) -> None:
+    """The kernels read the memory of these tensors by their sizes: all must be float32, and fit each other.
+
+    Raises:
+        TypeError: for another dtype.
+        ValueError: for a shape that does not fit, or another device.
+    """
+    hidden = block.depthwise.weight.shape[0]
+    layers = [("depthwise", block.depthwise, (hidden, 1)), ("project", block.project, (None, hidden))]
+    if block.expand:
+        layers.insert(0, ("expand", block.expand, (hidden, None)))
+    for name, layer, (outputs, inputs) in layers:
+        shape = layer.weight.shape
+        fits = len(shape) == 4 and outputs in (None, shape[0]) and inputs in (None, shape[1])
+        if not fits or (name != "depthwise" and shape[2:] != (1, 1)):
+            raise ValueError(f"inverted_residual: {name} weight does not fit the block, got {list(shape)}")
+        _check(f"{name} weight", layer.weight, shape)
+        for part, vector in (("bias", layer.bias), *zip(("weight", "bias", "mean", "var"), layer.batch_norm, strict=True)):
+            if vector is not None:
+                _check(f"{name} {part}", vector, shape[:1])
+    if block.squeeze_excite:
+        squeeze = block.squeeze_excite[0].shape[0]
+        sizes = (squeeze * hidden, squeeze, hidden * squeeze, hidden)
+        for tensor, size in zip(block.squeeze_excite, sizes, strict=True):
+            if tensor.numel() != size:
+                raise ValueError(f"inverted_residual: squeeze_excite does not fit the block, got {list(tensor.shape)}")
+            _check("squeeze_excite", tensor, tensor.shape)
+
+
+def _check(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    if tensor.dtype is not torch.float32:
+        raise TypeError(f"inverted_residual: {name} must be float32, got {str(tensor.dtype).removeprefix('torch.')}")
+    if tensor.shape != shape:
+        raise ValueError(f"inverted_residual: {name} must be {list(shape)}, got {list(tensor.shape)}")
+    if tensor.device.type != "cpu":
+        raise ValueError(f"inverted_residual: {name} must be on the CPU as the input is, got {tensor.device}")
 
 
 def _take(tensors: list[Tensor], flags: int, eps: float) -> Layer:

@@ -1,0 +1,56 @@
+"""Containers around fused modules: these give channels_last maps, a container gives the memory format of its input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import _utils
+
+from mnv3_fast.models.description import STOCK
+from mnv3_fast.nn.fusion import transform_active
+
+
+def like_input(output: Any, input: Any) -> Any:
+    """A map in the memory format of the input, as torch's own convolutions would give it; anything else as it is."""
+    if not isinstance(output, Tensor) or not isinstance(input, Tensor) or output.dim() != 4 or input.dim() != 4:
+        return output
+    if input.layout is not torch.strided or transform_active() or output.is_contiguous():
+        return output
+    if input.is_contiguous() or not input.is_contiguous(memory_format=torch.channels_last):
+        return output.contiguous()
+    return output
+
+
+class Container(nn.Module):
+    """Mixin in front of an original container class of the same name."""
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        original = STOCK.get(type(self), type(self))  # TorchScript sees the class that this one stands for
+        copy = original.__new__(original)
+        copy.__dict__.update({key: value for key, value in self.__dict__.items() if key != "_fusion"})
+        return copy
+
+
+class Sequential(Container, nn.Sequential):
+    """A Sequential whose output has the memory format of its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As nn.Sequential."""
+        return like_input(super().forward(input), input)
+
+
+class IntermediateLayerGetter(Container, _utils.IntermediateLayerGetter):
+    """torchvision's backbone of detectors and segmenters; its maps have the memory format of its input."""
+
+    def forward(self, x: Tensor) -> Any:
+        """As torchvision's."""
+        output = super().forward(x)
+        for name, value in output.items():
+            output[name] = like_input(value, x)
+        return output
+
+
+CONTAINERS: dict[type, type] = {nn.Sequential: Sequential, _utils.IntermediateLayerGetter: IntermediateLayerGetter}
+STOCK.update({fused: stock for stock, fused in CONTAINERS.items()})
