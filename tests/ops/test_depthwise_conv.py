@@ -166,3 +166,11 @@ def test_means(threads: int, instruction_set: str) -> None:
 def test_mean_registration() -> None:
     op = torch.ops.mnv3_fast.depthwise_conv_mean.default
     assert set(torch.library.opcheck(op, harness.prepared(SMALL)).values()) == {"SUCCESS"}
+
+
+def test_hardswish_at_its_corners(instruction_set: str) -> None:
+    x = torch.tensor([-3.0, 3.0, -2.9999998, 2.9999998, -3.0000002, float("inf"), -float("inf"), float("nan")])
+    ours = ops.depthwise_conv(x.view(1, 8, 1, 1), torch.ones(8, 1, 1, 1), activation="hardswish").flatten()
+    exact = torch.nn.functional.hardswish(x.double())
+    assert ours[:2].tolist() == [0.0, 3.0]
+    assert torch.allclose(ours.double(), exact, rtol=0, atol=torch.finfo(torch.float32).eps, equal_nan=True)
