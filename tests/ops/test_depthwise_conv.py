@@ -110,6 +110,12 @@ def test_bad_input(args: tuple, options: dict, error: type[Exception], message: 
         ops.depthwise_conv(*args, **options)
 
 
+def test_raw_op_refuses_two_devices() -> None:
+    message = "depthwise_conv: all tensors must be on one device, got cpu, meta"
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.mnv3_fast.depthwise_conv(X, W.to("meta"), *[None] * 5, 0.0, 1, 1, 1, 1, 1, 1, 1, 1, 0)
+
+
 def test_raw_op_refuses_a_tangent() -> None:
     with forward_ad.dual_level():
         x = forward_ad.make_dual(X, torch.ones_like(X))
