@@ -10,6 +10,7 @@ import torchvision
 
 from mnv3_fast import ops
 from mnv3_fast.testing.cases import Case, squeeze_excite
+from mnv3_fast.testing.compare import op_module, reference_of
 from tests.ops import harness
 
 SMALL = Case("squeeze_excite", "small", squeeze_excite(2, 24, 5, 6, 8))
@@ -30,6 +31,14 @@ def test_gradients() -> None:
     harness.check_gradients(SMALL)
 
 
+def test_transforms() -> None:
+    harness.check_transforms(SMALL)
+
+
+def test_reference_backend() -> None:
+    harness.check_reference_backend(SMALL)
+
+
 def test_refuses_grad() -> None:
     harness.check_refuses_grad(SMALL)
 
@@ -40,6 +49,10 @@ def test_opcheck() -> None:
 
 def test_compile() -> None:
     harness.check_compiled(SMALL)
+
+
+def test_compile_gradients() -> None:
+    harness.check_compiled_gradients(SMALL)
 
 
 def test_trace_and_copy() -> None:
@@ -84,3 +97,12 @@ def test_nan_stays_in_its_image(instruction_set: str) -> None:
     ours = ops.squeeze_excite(x, F1, B1, F2, B2)
     assert torch.isnan(ours[0]).all()  # every gate of the image depends on its mean
     assert torch.isfinite(ours[1]).all()
+
+
+def test_large_maps(instruction_set: str) -> None:
+    """Means of many values of one sign: a single chain of additions would fail the rule."""
+    x = torch.rand(1, 17, 400, 400) + 0.5
+    layers = torch.randn(8, 17) * 0.1, torch.zeros(8), torch.randn(17, 8) * 0.3, torch.zeros(17)
+    args = op_module("squeeze_excite").prepare(x, *layers)
+    reference = reference_of("squeeze_excite")
+    harness.assert_close_enough(ops.squeeze_excite(x, *layers), reference(*args), reference(*harness.double(args)))

@@ -1,0 +1,92 @@
+# Two commands do all set-up from a fresh clone: `make demo` and `make test`. Everything lives in .venv and build/.
+# OP=name narrows test and bench to one operator.
+PYTHON ?= python3
+V := .venv/bin
+SOURCES := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*) CMakeLists.txt setup.py
+ISAS = $(shell $(V)/python -c "from mnv3_fast import instruction_sets; print(*instruction_sets())")
+ASAN = build/asan
+
+.PHONY: help setup demo test test-isa test-slow test-asan fuzz lint format bench wheel wheel-check clean
+
+help:
+	@echo "make demo        real photos through torchvision and mnv3_fast, side by side"
+	@echo "make test        the quick test suite"
+	@echo "make test-isa    operators, engine and parity once for each instruction set of this CPU"
+	@echo "make test-slow   the full product of cases"
+	@echo "make test-asan   the edge cases under AddressSanitizer and UBSan"
+	@echo "make fuzz        100,000 random cases against fp64"
+	@echo "make lint        ruff and clang-format; make format applies them"
+	@echo "make bench       benchmarks -> build/bench/*.json and tables.md"
+	@echo "make wheel       sdist and wheel; make wheel-check tests the wheel in an empty environment"
+
+# The environment follows pyproject.toml; the kernels are rebuilt when a source of theirs changes.
+.venv/.packages: pyproject.toml
+	test -x $(V)/python || $(PYTHON) -m venv .venv
+	$(V)/python -m pip install -q --upgrade pip
+	$(V)/python -m pip install -q -e '.[test,bench,dev]'
+	touch $@ .venv/.kernels
+
+.venv/.kernels: .venv/.packages $(SOURCES)
+	$(V)/python setup.py -q build_ext --inplace
+	touch $@
+
+setup: .venv/.kernels
+
+demo: setup
+	$(V)/mnv3-fast demo
+
+test: setup
+	$(V)/python -m pytest -q $(if $(OP),tests/ops/test_$(OP).py,tests)
+
+test-isa: setup
+	for isa in $(ISAS); do \
+	  echo "MNV3_FAST_ISA=$$isa"; \
+	  MNV3_FAST_ISA=$$isa $(V)/python -m pytest -q tests/ops tests/engine tests/models/test_parity.py tests/models/test_determinism.py || exit 1; \
+	done
+
+test-slow: setup
+	$(V)/python -m pytest -q -m slow tests
+
+fuzz: setup
+	$(V)/python -m pytest -q -m fuzz tests
+
+# A build of its own, beside the one in use. torch and Python are not instrumented, so leaks are not looked for.
+test-asan: setup
+	mkdir -p $(ASAN) && cp -r mnv3_fast $(ASAN)/ && rm -f $(ASAN)/mnv3_fast/*.so
+	CMAKE_ARGS=-DMNV3_FAST_SANITIZE=ON MNV3_FAST_BUILD_DIR=build/asan-cmake $(V)/python setup.py -q build_ext --build-lib $(ASAN)
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  $(V)/python tests/run_from.py $(ASAN) -q tests/ops tests/engine/test_plan.py \
+	  -k "forward or bad_input or executor or node or spoil or nan or batch or memory_safe or means or maps"
+
+lint: setup
+	$(V)/ruff check .
+	$(V)/ruff format --check .
+	$(V)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+
+format: setup
+	$(V)/ruff check --fix .
+	$(V)/ruff format .
+	$(V)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+
+# No numbers on red: the op's tests run first. At batch 32 torch is run with both settings of the allocator.
+bench: test
+	mkdir -p build/bench
+	$(V)/python -m pytest -q $(if $(OP),benchmarks/ops/bench_$(OP).py,benchmarks) --benchmark-only --benchmark-columns=median \
+	  --benchmark-json=build/bench/bench.json
+	$(if $(OP),,$(V)/python -m pytest -q benchmarks/models -m slow --benchmark-only --benchmark-columns=median --benchmark-json=build/bench/batch32.json)
+	$(if $(OP),,MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456 \
+	  $(V)/python -m pytest -q benchmarks/models -m slow --benchmark-only --benchmark-columns=median --benchmark-json=build/bench/batch32-keep.json)
+	$(V)/python -m benchmarks.report build/bench/*.json | tee build/bench/tables.md
+
+wheel: setup
+	rm -rf dist && $(V)/python -m build -q
+
+wheel-check: wheel
+	rm -rf build/wheel-check && $(PYTHON) -m venv build/wheel-check
+	build/wheel-check/bin/python -m pip install -q --upgrade pip
+	build/wheel-check/bin/python -m pip install -q "$$(ls dist/*.whl)[test]"
+	cp -r tests build/wheel-check/ && cd build/wheel-check && bin/python -m pytest -q -p no:cacheprovider tests/ops tests/engine tests/models/test_parity.py
+
+clean:
+	rm -rf build dist *.egg-info mnv3_fast/*.so

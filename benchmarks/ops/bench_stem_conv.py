@@ -1,0 +1,14 @@
+"""stem_conv over the real layers of both networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.ops.common import bench_layer, layers, rivals
+from mnv3_fast.testing.layers import RealLayer
+
+
+@layers("stem_conv")
+@rivals
+def bench_stem_conv(compete: Callable[..., None], name: str, layer: RealLayer, rival: str) -> None:
+    bench_layer(compete, name, layer, rival)

@@ -1,0 +1,94 @@
+"""The command line: what it prints, what it writes, and how it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import mnv3_fast
+from mnv3_fast.cli import app
+from mnv3_fast.testing import verify as verification
+
+runner = CliRunner()
+
+
+def test_info() -> None:
+    result = runner.invoke(app, ["info"])
+    assert result.exit_code == 0
+    assert mnv3_fast.__version__ in result.output
+
+
+def test_bench_writes_its_report(tmp_path: Path) -> None:
+    options = ["bench", "--net", "small", "--size", "64", "--batch", "2", "--seconds", "0.2", "--output", str(tmp_path)]
+    result = runner.invoke(app, options)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert report["machine"]["torch"]
+    assert {row["rival"] for row in report["rows"]} >= {"torchvision eager", "mnv3_fast accelerated", "mnv3_fast frozen"}
+    assert all(row["ms"] > 0 and row["error"] <= 2e-5 for row in report["rows"])
+    with (tmp_path / "bench.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(report["rows"])
+
+
+def test_bench_refuses_a_wrong_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mnv3_fast.testing.rivals.freeze", lambda model: lambda x: model(x) * 1.001)
+    options = ["bench", "--net", "small", "--size", "64", "--seconds", "0.2", "--output", str(tmp_path)]
+    result = runner.invoke(app, options)
+    assert result.exit_code == 1
+    assert "no number on a wrong result" in str(result.exception)
+    assert not (tmp_path / "bench.json").exists()
+
+
+def test_demo_on_own_photos(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for i in range(2):
+        Image.effect_noise((300, 280), 80 + 20 * i).convert("RGB").save(tmp_path / f"{i}.png")
+    photos = [str(tmp_path / f"{i}.png") for i in range(2)]
+    result = runner.invoke(app, ["demo", *photos, "--seconds", "0.2", "--output", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "demo.json").read_text())["rows"]
+    assert len(rows) == 2 * 2 * 5
+    assert all(row["top5_agreement"] == 1 and row["error"] <= 2e-5 for row in rows)
+    assert "seeded random parity weights" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["bench", "--net", "medium"], "--net must be one of large, small, got 'medium'"),
+        (["bench", "--batch", "0"], "--batch must be at least 1, got 0"),
+        (["bench", "--seconds", "-1"], "--seconds must be greater than 0"),
+        (["demo", "--threads", "0"], "--threads must be at least 1"),
+        (["demo", "nothing.jpg"], "nothing.jpg cannot be read as an image"),
+        (["demo", "--weights", "IMAGENET21K"], "--weights IMAGENET21K does not exist"),
+    ],
+)
+def test_refusals(options: list[str], message: str) -> None:
+    result = runner.invoke(app, options)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def rows(passed: bool) -> list[verification.Row]:
+    return [verification.Row("depthwise_conv", "avx2", 3, 0.5, 1.0, True), verification.Row("large, frozen", "avx2", 3, 1e-4, 2e-5, passed)]
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_verify_ends_with_status_1_on_a_miss(passed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "verify_ops", lambda: rows(True))
+    monkeypatch.setattr(verification, "verify_models", lambda: rows(passed))
+    result = runner.invoke(app, ["verify"])
+    assert result.exit_code == (0 if passed else 1)
+    assert ("MISS" in result.output) is not passed
+
+
+def test_verify_computes_what_it_prints() -> None:
+    found = {row.name: row for row in verification.verify_models()}
+    assert found["small, frozen"].passed
+    assert all(row.passed for name, row in found.items() if "planted" in name)
+    assert sum("planted" in name for name in found) == 12
