@@ -48,9 +48,6 @@ def fused_output(
         if description is None:
             return None
         tensors, arguments = flattened(description)
-        # Dynamo cannot trace the recomputing backward; what torch's own modules do, it can.
-        if torch.compiler.is_dynamo_compiling() and registration.wants_grad((x, tensors)):
-            return None
         return run(x, description, tensors, arguments)
     found = fusion_of(root, reader, inside)
     if isinstance(found, str):

@@ -1,0 +1,73 @@
+"""explain: every module that could run on our kernels has a row, with the reason where it does not."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import mnv3_fast
+from mnv3_fast import testing
+from tests.models.common import cached_parity_model
+
+X = testing.parity_images(2, 64, seed=1)
+
+
+def test_rows_and_text() -> None:
+    explanation = mnv3_fast.explain(mnv3_fast.accelerate(cached_parity_model("small")), X)
+    assert [row.path for row in explanation.rows] == [f"features.{i}" for i in range(13)]
+    assert [row.kernel for row in explanation.rows] == ["stem_conv", *["inverted_residual"] * 11, "pointwise_conv"]
+    assert all(row.instruction_set == mnv3_fast.instruction_set() for row in explanation.rows)
+    stem = explanation.rows[0]
+    assert stem.macs == 2 * 32 * 32 * 16 * 27
+    assert "features.0" in str(explanation)
+    assert "13 on fused kernels, 0 on torch" in str(explanation)
+
+
+def test_macs_are_those_of_the_whole_network() -> None:
+    x = testing.parity_images(1, 224)
+    for net, total in (("large", 216.6e6), ("small", 56.5e6)):
+        model = cached_parity_model(net)
+        macs = sum(row.macs for row in mnv3_fast.explain(mnv3_fast.accelerate(model), x).rows)
+        macs += sum(m.weight.numel() for m in model.classifier if isinstance(m, torch.nn.Linear))
+        assert macs == pytest.approx(total, rel=1e-3)
+
+
+def test_what_was_not_replaced_says_why() -> None:
+    model = copy.deepcopy(cached_parity_model("small"))
+    model.features[5].block[0][2] = torch.nn.GELU()
+    rows = mnv3_fast.explain(mnv3_fast.accelerate(model), X).fallbacks
+    assert ("features.5", "activation GELU has no kernel (relu and hardswish have)") in [(r.path, r.reason) for r in rows]
+    assert {row.reason for row in mnv3_fast.explain(model).fallbacks if row.path == "features.4"} == {"it is not accelerated"}
+
+
+def test_environment() -> None:
+    accelerated = mnv3_fast.accelerate(cached_parity_model("small"))
+    with mnv3_fast.force_backend("reference"):
+        explanation = mnv3_fast.explain(accelerated)
+    assert explanation.fused == 0
+    assert {row.reason for row in explanation.rows} == {"the kernels are switched off (backend reference)"}
+
+
+def test_a_model_in_training_mode_stays_as_it_is() -> None:
+    model = mnv3_fast.accelerate(copy.deepcopy(cached_parity_model("small")), inplace=True).train()
+    before = copy.deepcopy(model.state_dict())
+    explanation = mnv3_fast.explain(model, X)
+    assert model.training
+    assert {row.reason for row in explanation.rows} == {"it is in training mode"}
+    assert all(row.macs for row in explanation.rows)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_timm_with_padding_as_in_tensorflow() -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("tf_mobilenetv3_small_minimal_100").eval()
+    explanation = mnv3_fast.explain(mnv3_fast.accelerate(model), X)
+    reasons = {row.path: row.reason for row in explanation.fallbacks}
+    assert reasons["conv_stem"] == "stem convolution is a Conv2dSame, not an nn.Conv2d"
+    assert reasons["blocks.0.0"] == "depthwise convolution is a Conv2dSame, not an nn.Conv2d"
+    assert explanation.fused > 5
+    with torch.no_grad():
+        assert torch.allclose(mnv3_fast.accelerate(model)(X), model(X), rtol=1e-3, atol=1e-6)
