@@ -12,6 +12,10 @@ from mnv3_fast.ops.elements import ACTIVATIONS, GATES
 
 BatchNorm = tuple[Tensor | None, Tensor | None, Tensor, Tensor, float]
 """weight, bias, running_mean, running_var ([C] each; weight and bias may be None) and eps."""
+Padding = int | tuple[int, int] | tuple[int, int, int, int]
+"""All sides, (h, w), or (left, right, top, bottom)."""
+MOST = 1 << 20
+"""The largest stride, padding and dilation that the kernels take."""
 
 
 def check_tensor(
@@ -31,6 +35,8 @@ def check_tensor(
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{op}: {name} must be a Tensor, got {type(tensor).__name__}")
+    if tensor.is_nested:
+        raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got a nested one")
     if tensor.layout != torch.strided:
         raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got layout {tensor.layout}")
     if tensor.dtype not in dtypes:
@@ -76,6 +82,8 @@ def check_pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
         raise TypeError(f"{op}: {name} must be an int or (h, w), got {value!r}")
     if min(pair) < least:
         raise ValueError(f"{op}: {name} must be at least {least}, got {value!r}")
+    if max(pair) > MOST:
+        raise ValueError(f"{op}: {name} must be at most {MOST}, got {value!r}")
     return pair[0], pair[1]
 
 
@@ -90,6 +98,8 @@ def check_padding(op: str, value: Any) -> tuple[int, int, int, int]:
         raise TypeError(f"{op}: padding must be an int, (h, w) or (left, right, top, bottom), got {value!r}")
     if min(sides) < 0:
         raise ValueError(f"{op}: padding must be at least 0, got {value!r}")
+    if max(sides) > MOST:
+        raise ValueError(f"{op}: padding must be at most {MOST}, got {value!r}")
     return sides[0], sides[1], sides[2], sides[3]
 
 
@@ -108,8 +118,10 @@ def check_output(op: str, size: Sequence[int], kernel: Sequence[int], window: Se
     for axis, (pixels, taps, padding, dilation) in enumerate(
         zip(size, kernel, (top + bottom, left + right), window[6:8], strict=True)
     ):
-        if pixels + padding < dilation * (taps - 1) + 1 or pixels < 1:
-            side = "height" if axis == 0 else "width"
+        side = "height" if axis == 0 else "width"
+        if pixels < 1:
+            raise ValueError(f"{op}: input {side} must be at least 1, got {pixels}")
+        if pixels + padding < dilation * (taps - 1) + 1:
             raise ValueError(
                 f"{op}: input {side} {pixels} with padding {padding} is smaller than the kernel's {dilation * (taps - 1) + 1}"
             )

@@ -7,10 +7,12 @@ The compiled library registers the CPU kernels for the names defined here. The r
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from mnv3_fast import _library
@@ -40,9 +42,42 @@ def wants_grad(args: Any) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_in(args))
 
 
+def _in_forward_mode() -> bool:
+    """Whether tangents are being computed (``torch.func.jvp``, ``forward_ad.dual_level``)."""
+    return forward_ad._current_level >= 0
+
+
+def _has_tangent(args: Any) -> bool:
+    return _in_forward_mode() and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors_in(args))
+
+
+def _under_transform() -> bool:
+    """Inside of ``torch.func.vmap`` and its like, where a tensor does not show that something outside wants its gradient."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def _without_autocast(args: Any) -> AbstractContextManager[Any]:
+    """The ops compute in their inputs' dtype, as the kernels do, whatever autocast says to the reference's operators."""
+    device = next(iter(tensors_in(args))).device.type
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
+def _run_reference(reference: Callable[..., Any], args: Any, maps: bool) -> Any:
+    """The reference with the outputs that a kernel gives: no autocast, and maps with NHWC strides."""
+    with _without_autocast(args):
+        outputs = reference(*args)
+    if not maps:
+        return outputs
+    if isinstance(outputs, tuple):
+        return tuple(as_nhwc(item) if item.dim() == 4 else item for item in outputs)
+    return as_nhwc(outputs) if outputs.dim() == 4 else outputs
+
+
 def refuse_grad(name: str, args: Any) -> None:
     """A raw op is not differentiable; silently detached gradients would be worse than an error."""
-    if wants_grad(args):
+    if wants_grad(args) or _has_tangent(args):
         raise RuntimeError(
             f"{name}: torch.ops.mnv3_fast.{name} is not differentiable and an input requires grad; "
             f"use mnv3_fast.ops.{name} or torch.no_grad()"
@@ -55,6 +90,7 @@ def register(
     fake: Callable[..., Any],
     flops: Callable[..., int] | None = None,
     guarded: bool = True,
+    maps: bool = True,
 ) -> Any:
     """Define ``mnv3_fast::<schema>`` with everything but its kernels, and return ``torch.ops.mnv3_fast.<name>``.
 
@@ -65,6 +101,7 @@ def register(
         flops: multiply-adds times two, from the shapes of the arguments; ``out_shape`` by keyword.
         guarded: refuse inputs that require grad by a kernel at the Autograd key; an op whose own kernel is written in
             Python calls :func:`refuse_grad` itself, which saves a dispatch.
+        maps: outputs with four dimensions are maps, with NHWC strides.
     """
     name = schema[: schema.index("(")]
     LIBRARY.define(schema)
@@ -72,10 +109,7 @@ def register(
     op = getattr(torch.ops.mnv3_fast, name)
 
     def run_reference(*args: Any) -> Any:
-        outputs = reference(*args)
-        if isinstance(outputs, tuple):
-            return tuple(as_nhwc(item) if item.dim() == 4 and name != "fold_batch_norm" else item for item in outputs)
-        return as_nhwc(outputs) if outputs.dim() == 4 else outputs
+        return _run_reference(reference, args, maps)
 
     def guard(*args: Any) -> Any:
         refuse_grad(name, args)
@@ -97,6 +131,8 @@ def differentiable(name: str, op: Any, reference: Callable[..., Any]) -> type[to
     """
 
     class Recomputed(torch.autograd.Function):
+        generate_vmap_rule = True
+
         @staticmethod
         def forward(*args: Any) -> Any:
             return op(*args)
@@ -108,17 +144,19 @@ def differentiable(name: str, op: Any, reference: Callable[..., Any]) -> type[to
 
         @staticmethod
         def backward(ctx: Any, *grad_outputs: Any) -> Any:
-            args = [kept if saved is None else saved.detach() for saved, kept in zip(ctx.saved_tensors, ctx.rest, strict=True)]
+            args = [kept if saved is None else saved for saved, kept in zip(ctx.saved_tensors, ctx.rest, strict=True)]
             wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
-            with torch.enable_grad():
-                for i in wanted:
-                    args[i] = args[i].requires_grad_()
-                outputs = reference(*args)
-            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-            pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if g is not None and o.requires_grad]
-            found = torch.autograd.grad(
-                [o for o, _ in pairs], [args[i] for i in wanted], [g for _, g in pairs], allow_unused=True
-            )
+
+            def of_wanted(*tensors: Tensor) -> Any:
+                full = list(args)
+                for i, tensor in zip(wanted, tensors, strict=True):
+                    full[i] = tensor
+                return reference(*full)
+
+            # torch.func.vjp rather than autograd.grad: it is traced by torch.compile, and can be differentiated again.
+            with _without_autocast(args):
+                _, pull_back = torch.func.vjp(of_wanted, *[args[i] for i in wanted])
+                found = pull_back(grad_outputs if len(grad_outputs) > 1 else grad_outputs[0])
             grads: list[Tensor | None] = [None] * len(args)
             for i, grad in zip(wanted, found, strict=True):
                 grads[i] = grad
@@ -128,10 +166,12 @@ def differentiable(name: str, op: Any, reference: Callable[..., Any]) -> type[to
     return Recomputed
 
 
-def call(op: Any, reference: Callable[..., Any], function: type[torch.autograd.Function] | None, args: tuple) -> Any:
-    """Run an op the way its arguments ask for: differentiably, on the reference, or on the kernels."""
-    if function is not None and wants_grad(args):
+def call(
+    op: Any, reference: Callable[..., Any], function: type[torch.autograd.Function], args: tuple, maps: bool = True
+) -> Any:
+    """Run an op the way its arguments ask for: on the reference, differentiably, or on the kernels."""
+    if _library.backend() == "reference" or _in_forward_mode():
+        return _run_reference(reference, args, maps)
+    if torch.is_grad_enabled() and (wants_grad(args) or _under_transform()):
         return function.apply(*args)
-    if _library.backend() == "reference":
-        return reference(*args)
     return op(*args)

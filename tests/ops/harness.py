@@ -13,6 +13,7 @@ from torch.library import opcheck
 
 import mnv3_fast.ops
 from mnv3_fast import _library
+from mnv3_fast.ops import registration
 from mnv3_fast.testing.cases import Case, op_cases
 from mnv3_fast.testing.compare import as_list, op_module, outputs_of, prepared, reference_of
 from mnv3_fast.testing.layers import double
@@ -99,6 +100,54 @@ def check_gradients(case: Case) -> None:
         assert_close_enough(mine, theirs, leaf.grad, gradient=True, name=f"{case.op} gradient")
 
 
+def check_transforms(case: Case) -> None:
+    """torch.func's grad, vmap, jvp and second derivatives, in each of the float arguments, as of the reference."""
+    module = op_module(case.op)
+    args, keywords = case.make()
+    raw = module.prepare(*args, **keywords)
+    maps = case.op != "fold_batch_norm"
+    for i in [i for i, arg in enumerate(raw) if isinstance(arg, Tensor) and arg.is_floating_point()][:3]:
+
+        def loss(function: Any, x: Tensor, i: int = i) -> Tensor:
+            return sum(output.sin().sum() for output in as_list(function((*raw[:i], x, *raw[i + 1 :]))))
+
+        def ours(x: Tensor, loss: Any = loss) -> Tensor:
+            reference = reference_of(case.op)
+            return loss(lambda a: registration.call(module.OP, reference, module.FUNCTION, a, maps), x)
+
+        def theirs(x: Tensor, loss: Any = loss) -> Tensor:
+            return loss(lambda a: reference_of(case.op)(*a), x)
+
+        several, tangent = torch.stack([raw[i], raw[i] * 0.5]), torch.linspace(-1, 1, raw[i].numel()).view(raw[i].shape)
+        results = []
+        for f in (ours, theirs):
+            slope = torch.func.grad(f)
+            second = torch.func.grad(lambda x, slope=slope: (slope(x) * tangent).sum())
+            outside = several.clone().requires_grad_()
+            torch.func.vmap(f)(outside).sum().backward()
+            results.append((torch.func.vmap(slope)(several), torch.func.jvp(f, (raw[i],), (tangent,))[1], second(raw[i]), outside.grad))
+        for a, b in zip(*results, strict=True):
+            assert b.abs().max() > 0
+            assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * b.abs().max().item())
+
+
+def check_reference_backend(case: Case) -> None:
+    """Switched off, no kernel runs, with or without gradients; the strides and the dtype stay, also under autocast."""
+    args, keywords = case.make()
+    function = getattr(mnv3_fast.ops, case.op)
+    expected = as_list(function(*args, **keywords))
+    with _library.force_backend("reference"), torch.autocast("cpu", torch.bfloat16):
+        if _library.EXTENSION:
+            _library.take_variant(case.op)
+        off = as_list(function(*args, **keywords))
+        _leaves((args, keywords))[0].requires_grad_()
+        _backward(function(*args, **keywords))
+        assert not _library.EXTENSION or _library.take_variant(case.op) is None
+    for a, b in zip(off, expected, strict=True):
+        assert (a.dtype, a.stride()) == (b.dtype, b.stride())
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 def check_opcheck(case: Case) -> None:
     """Schema, fake (shapes and strides), autograd registration, AOT dispatch with dynamic shapes."""
     result = opcheck(op_module(case.op).OP.default, prepared(case))
@@ -124,11 +173,24 @@ def as_module(case: Case) -> tuple[OpModule, Tensor]:
 
 def check_compiled(case: Case) -> None:
     """torch.compile without graph breaks gives the eager result."""
+    torch._dynamo.reset()  # every case compiles the same forward
     module, x = as_module(case)
     with torch.no_grad():
         compiled = torch.compile(module, fullgraph=True)
         for a, b in zip(as_list(compiled(x)), as_list(module(x)), strict=True):
             assert torch.equal(a, b)
+
+
+def check_compiled_gradients(case: Case) -> None:
+    """Forward and backward traced into graphs, without breaks, give the eager gradients."""
+    torch._dynamo.reset()
+    module, x = as_module(case)
+    grads = []
+    for function in (torch.compile(module, fullgraph=True, backend="aot_eager"), module):
+        leaf = x.clone().requires_grad_()
+        _backward(function(leaf))
+        grads.append(leaf.grad)
+    assert torch.allclose(*grads, rtol=1e-4, atol=1e-5)
 
 
 def check_exported(case: Case, dims: tuple[int, ...] = (0, 2, 3)) -> None:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from mnv3_fast import ops
 from mnv3_fast.ops.depthwise_conv.reference import depthwise_conv_mean
@@ -30,6 +31,14 @@ def test_gradients() -> None:
     harness.check_gradients(SMALL)
 
 
+def test_transforms() -> None:
+    harness.check_transforms(SMALL)
+
+
+def test_reference_backend() -> None:
+    harness.check_reference_backend(SMALL)
+
+
 def test_refuses_grad() -> None:
     harness.check_refuses_grad(SMALL)
 
@@ -40,6 +49,10 @@ def test_opcheck() -> None:
 
 def test_compile() -> None:
     harness.check_compiled(SMALL)
+
+
+def test_compile_gradients() -> None:
+    harness.check_compiled_gradients(SMALL)
 
 
 def test_trace_and_copy() -> None:
@@ -71,6 +84,13 @@ X, W = torch.randn(2, 8, 9, 9), torch.randn(8, 1, 3, 3)
         ((X, torch.randn(8, 1, 4, 3)), {}, ValueError, "depthwise_conv: kernel size must be one of 1, 3, 5, 7 each way, got [4, 3]"),
         ((X, W, torch.randn(7)), {}, ValueError, "depthwise_conv: bias must be [C] with C = 8, got [7]"),
         ((X, W), {"stride": 0}, ValueError, "depthwise_conv: stride must be at least 1, got 0"),
+        ((X, W), {"stride": 2**21}, ValueError, "depthwise_conv: stride must be at most 1048576, got 2097152"),
+        ((X, W), {"padding": (0, 2**70)}, ValueError, f"depthwise_conv: padding must be at most 1048576, got (0, {2**70})"),
+        ((X.to("meta"), W), {}, ValueError, "depthwise_conv: weight must be on the input's device meta, got cpu"),
+        ((X.to_mkldnn(), W), {}, TypeError, "depthwise_conv: input must be a dense (strided) tensor, got layout torch._mkldnn"),
+        ((torch.nested.nested_tensor([X[0], X[1]]), W), {}, TypeError, "depthwise_conv: input must be a dense (strided) tensor, got a nested one"),
+        ((torch.quantize_per_tensor(X, 0.1, 0, torch.quint8), W), {}, TypeError, "depthwise_conv: input must be float32, got quint8"),
+        ((X, W), {"pad": 1}, TypeError, "depthwise_conv() got an unexpected keyword argument 'pad'"),
         ((X, W), {"stride": (1, 2, 3)}, TypeError, "depthwise_conv: stride must be an int or (h, w), got (1, 2, 3)"),
         ((X, W), {"stride": 1.5}, TypeError, "depthwise_conv: stride must be an int or (h, w), got 1.5"),
         ((X, W), {"dilation": (0, 1)}, ValueError, "depthwise_conv: dilation must be at least 1, got (0, 1)"),
@@ -81,13 +101,20 @@ X, W = torch.randn(2, 8, 9, 9), torch.randn(8, 1, 3, 3)
         ((X, W), {"batch_norm": (None, None, torch.ones(8), torch.ones(7), 1e-3)}, ValueError, "depthwise_conv: batch_norm running_var must be [C] with C = 8, got [7]"),
         ((X, W), {"batch_norm": (None, None, torch.ones(8), torch.ones(8), "x")}, TypeError, "depthwise_conv: batch_norm eps must be a number, got str"),
         ((X[:, :, :2], W), {}, ValueError, "depthwise_conv: input height 2 with padding 0 is smaller than the kernel's 3"),
-        ((X[:, :, :, :0], W), {"padding": 1}, ValueError, "depthwise_conv: input width 0 with padding 2 is smaller than the kernel's 3"),
+        ((X[:, :, :, :0], W), {"padding": 1}, ValueError, "depthwise_conv: input width must be at least 1, got 0"),
         ((X[:, :0], W[:0]), {"padding": 1}, ValueError, "depthwise_conv: input must have at least one channel, got [2, 0, 9, 9]"),
     ],
 )
 def test_bad_input(args: tuple, options: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         ops.depthwise_conv(*args, **options)
+
+
+def test_raw_op_refuses_a_tangent() -> None:
+    with forward_ad.dual_level():
+        x = forward_ad.make_dual(X, torch.ones_like(X))
+        with pytest.raises(RuntimeError, match=r"depthwise_conv: torch\.ops\.mnv3_fast\.depthwise_conv is not differentiable"):
+            torch.ops.mnv3_fast.depthwise_conv(x, W, *[None] * 5, 0.0, 1, 1, 1, 1, 1, 1, 1, 1, 0)
 
 
 def test_raw_op_is_memory_safe() -> None:

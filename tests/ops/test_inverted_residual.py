@@ -43,6 +43,14 @@ def test_compile() -> None:
     harness.check_compiled(SMALL)
 
 
+def test_reference_backend() -> None:
+    harness.check_reference_backend(SMALL)
+
+
+def test_compile_gradients() -> None:
+    harness.check_compiled_gradients(SMALL)
+
+
 def test_trace_and_copy() -> None:
     harness.check_traced_and_copied(SMALL)
 

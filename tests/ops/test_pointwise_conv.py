@@ -29,6 +29,14 @@ def test_gradients() -> None:
     harness.check_gradients(SMALL)
 
 
+def test_transforms() -> None:
+    harness.check_transforms(SMALL)
+
+
+def test_reference_backend() -> None:
+    harness.check_reference_backend(SMALL)
+
+
 def test_refuses_grad() -> None:
     harness.check_refuses_grad(SMALL)
 
@@ -39,6 +47,10 @@ def test_opcheck() -> None:
 
 def test_compile() -> None:
     harness.check_compiled(SMALL)
+
+
+def test_compile_gradients() -> None:
+    harness.check_compiled_gradients(SMALL)
 
 
 def test_trace_and_copy() -> None:

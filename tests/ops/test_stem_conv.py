@@ -29,6 +29,14 @@ def test_gradients() -> None:
     harness.check_gradients(SMALL)
 
 
+def test_transforms() -> None:
+    harness.check_transforms(SMALL)
+
+
+def test_reference_backend() -> None:
+    harness.check_reference_backend(SMALL)
+
+
 def test_refuses_grad() -> None:
     harness.check_refuses_grad(SMALL)
 
@@ -39,6 +47,10 @@ def test_opcheck() -> None:
 
 def test_compile() -> None:
     harness.check_compiled(SMALL)
+
+
+def test_compile_gradients() -> None:
+    harness.check_compiled_gradients(SMALL)
 
 
 def test_trace_and_copy() -> None:
@@ -67,7 +79,7 @@ X, W = torch.randn(2, 3, 9, 9), torch.randn(16, 3, 3, 3)
         ((X, W), {"scale": torch.ones(4)}, ValueError, "stem_conv: scale must be [C] with C = 3, got [4]"),
         ((X, W), {"shift": 1.0}, TypeError, "stem_conv: shift must be a Tensor, got float"),
         ((X, W), {"stride": -2}, ValueError, "stem_conv: stride must be at least 1, got -2"),
-        ((X[:, :, :, :0], W), {}, ValueError, "stem_conv: input width 0 with padding 2 is smaller than the kernel's 3"),
+        ((X[:, :, :, :0], W), {}, ValueError, "stem_conv: input width must be at least 1, got 0"),
         ((X, W[:0]), {}, ValueError, "stem_conv: weight must not be empty, got [0, 3, 3, 3]"),
         ((torch.randn(1, 100, 9, 9), torch.randn(8, 100, 3, 3)), {}, ValueError, "stem_conv: input channels times kernel height must be at most 256, got 100 x 3; a convolution of that many channels is no stem"),
     ],

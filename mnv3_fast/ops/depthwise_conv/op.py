@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
 
 from torch import Tensor
 
@@ -46,7 +45,7 @@ def prepare(
     *,
     batch_norm: checks.BatchNorm | None = None,
     stride: int | tuple[int, int] = 1,
-    padding: Any = 0,
+    padding: checks.Padding = 0,
     dilation: int | tuple[int, int] = 1,
     activation: str = "none",
 ) -> tuple:
@@ -72,7 +71,16 @@ def prepare(
 
 
 def depthwise_conv(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, return_mean: bool = False, **options: Any
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    batch_norm: checks.BatchNorm | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: checks.Padding = 0,
+    dilation: int | tuple[int, int] = 1,
+    activation: str = "none",
+    return_mean: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """A depthwise convolution: act(BN(conv(input))).
 
@@ -93,7 +101,8 @@ def depthwise_conv(
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    args = prepare(input, weight, bias, **options)
+    window = {"stride": stride, "padding": padding, "dilation": dilation}
+    args = prepare(input, weight, bias, batch_norm=batch_norm, activation=activation, **window)
     if return_mean:
         return registration.call(MEAN_OP, reference.depthwise_conv_mean, MEAN_FUNCTION, args)
     return registration.call(OP, reference.depthwise_conv, FUNCTION, args)

@@ -20,7 +20,7 @@ def _fake(weight, bias, bn_weight, bn_bias, bn_mean, bn_var, bn_eps):
     return folded, weight.new_empty(weight.shape[0])
 
 
-OP = registration.register(SCHEMA, reference.fold_batch_norm, _fake)
+OP = registration.register(SCHEMA, reference.fold_batch_norm, _fake, maps=False)
 FUNCTION = registration.differentiable("fold_batch_norm", OP, reference.fold_batch_norm)
 
 
@@ -52,4 +52,5 @@ def fold_batch_norm(weight: Tensor, bias: Tensor | None, batch_norm: BatchNorm) 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    return registration.call(OP, reference.fold_batch_norm, FUNCTION, prepare(weight, bias, batch_norm))
+    args = prepare(weight, bias, batch_norm)
+    return registration.call(OP, reference.fold_batch_norm, FUNCTION, args, maps=False)

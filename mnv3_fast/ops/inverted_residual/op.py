@@ -68,11 +68,7 @@ FUNCTION = registration.differentiable("inverted_residual", _flat, reference.inv
 
 def run_block(input: Tensor, tensors: list[Tensor], spec: list[int], constants: list[float]) -> Tensor:
     """A block in its flattened form (see layout.py), differentiably where that is asked for."""
-    if registration.wants_grad((input, tensors)):
-        return FUNCTION.apply(input, spec, constants, *tensors)
-    if _library.backend() == "reference":
-        return reference.inverted_residual(input, tensors, spec, constants)
-    return OP(input, tensors, spec, constants)
+    return registration.call(_flat, reference.inverted_residual_flat, FUNCTION, (input, spec, constants, *tensors))
 
 
 def _flatten_layer(

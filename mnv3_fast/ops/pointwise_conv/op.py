@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
 
 from torch import Tensor
 
@@ -61,7 +60,16 @@ def prepare(
     return (input, weight, bias, *norm, gate, residual, checks.activation_code(op, activation))
 
 
-def pointwise_conv(input: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
+def pointwise_conv(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    batch_norm: checks.BatchNorm | None = None,
+    activation: str = "none",
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
     """A 1x1 convolution: act(BN(conv(input * gate))) + residual.
 
     Args:
@@ -79,4 +87,5 @@ def pointwise_conv(input: Tensor, weight: Tensor, bias: Tensor | None = None, **
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
+    options = {"batch_norm": batch_norm, "activation": activation, "gate": gate, "residual": residual}
     return registration.call(OP, reference.pointwise_conv, FUNCTION, prepare(input, weight, bias, **options))

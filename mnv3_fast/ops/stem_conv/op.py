@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +38,7 @@ def prepare(
     *,
     batch_norm: checks.BatchNorm | None = None,
     stride: int | tuple[int, int] = 2,
-    padding: Any = 1,
+    padding: checks.Padding = 1,
     dilation: int | tuple[int, int] = 1,
     activation: str = "none",
     scale: Tensor | None = None,
@@ -71,7 +70,19 @@ def prepare(
     return (input, weight, bias, *norm, scale, shift, *window, checks.activation_code(op, activation))
 
 
-def stem_conv(input: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
+def stem_conv(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    batch_norm: checks.BatchNorm | None = None,
+    stride: int | tuple[int, int] = 2,
+    padding: checks.Padding = 1,
+    dilation: int | tuple[int, int] = 1,
+    activation: str = "none",
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
     """The first convolution: act(BN(conv(input * scale + shift))), straight from an image.
 
     Args:
@@ -91,4 +102,6 @@ def stem_conv(input: Tensor, weight: Tensor, bias: Tensor | None = None, **optio
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    return registration.call(OP, reference.stem_conv, FUNCTION, prepare(input, weight, bias, **options))
+    window = {"stride": stride, "padding": padding, "dilation": dilation}
+    norm = {"batch_norm": batch_norm, "activation": activation, "scale": scale, "shift": shift}
+    return registration.call(OP, reference.stem_conv, FUNCTION, prepare(input, weight, bias, **window, **norm))
