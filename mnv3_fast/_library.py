@@ -32,7 +32,10 @@ def _load() -> tuple[ModuleType | None, str | None]:
         torch.ops.load_library(str(_LIBRARY))
         return importlib.import_module("mnv3_fast._C"), None
     except (ImportError, OSError) as error:
-        return None, f"{_LIBRARY.name} could not be loaded: {error}. Reinstall with `pip install --force-reinstall mnv3-fast`"
+        return (
+            None,
+            f"{_LIBRARY.name} could not be loaded: {error}. Reinstall with `pip install --force-reinstall mnv3-fast`",
+        )
 
 
 _C, _reason = _load()

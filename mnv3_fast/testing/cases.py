@@ -44,7 +44,7 @@ class Case:
 
 
 def map_of(generator: torch.Generator, n: int, c: int, h: int, w: int, layout: str = "channels_last") -> Tensor:
-    """A random map [n, c, h, w] in a layout: dense NHWC or NCHW, a window of a larger buffer, or broadcast over height."""
+    """A random map [n, c, h, w] in a layout: dense NHWC or NCHW, a window of a larger buffer, broadcast over height."""
     if layout == "sliced":
         buffer = torch.randn(n, c + 3, h + 2, w + 3, generator=generator).contiguous(memory_format=torch.channels_last)
         return buffer[:, 2 : 2 + c, 1 : 1 + h, 2 : 2 + w]
@@ -89,7 +89,9 @@ def depthwise(n: int, c: int, h: int, w: int, kernel: int | tuple, **options: An
     return build
 
 
-def pointwise(n: int, c: int, h: int, w: int, outputs: int, gated: bool = False, residual: bool = False, **options: Any) -> Callable:
+def pointwise(
+    n: int, c: int, h: int, w: int, outputs: int, gated: bool = False, residual: bool = False, **options: Any
+) -> Callable:
     """A builder of ``pointwise_conv`` cases."""
 
     def build(generator: torch.Generator, layout: str) -> tuple[tuple, dict[str, Any]]:
@@ -104,7 +106,9 @@ def pointwise(n: int, c: int, h: int, w: int, outputs: int, gated: bool = False,
     return build
 
 
-def stem(n: int, c: int, h: int, w: int, outputs: int, kernel: int = 3, bytes: bool = False, **options: Any) -> Callable:
+def stem(
+    n: int, c: int, h: int, w: int, outputs: int, kernel: int = 3, bytes: bool = False, **options: Any
+) -> Callable:
     """A builder of ``stem_conv`` cases; with ``bytes`` a uint8 image and its normalisation."""
 
     def build(generator: torch.Generator, layout: str) -> tuple[tuple, dict[str, Any]]:
@@ -122,7 +126,11 @@ def gate(n: int, c: int, squeeze: int, **options: Any) -> Callable:
     """A builder of ``squeeze_excite_gate`` cases."""
 
     def build(generator: torch.Generator, layout: str) -> tuple[tuple, dict[str, Any]]:
-        mean = torch.randn(n, c + 2, generator=generator)[:, 1 : 1 + c] if layout == "sliced" else torch.randn(n, c, generator=generator)
+        mean = (
+            torch.randn(n, c + 2, generator=generator)[:, 1 : 1 + c]
+            if layout == "sliced"
+            else torch.randn(n, c, generator=generator)
+        )
         return (mean, *squeeze_excite_of(generator, c, squeeze)), options
 
     return build
@@ -149,7 +157,9 @@ def fold(outputs: int, *rest: int, bias: bool = False, affine: bool = True) -> C
     return build
 
 
-def block(n: int, c: int, h: int, w: int, hidden: int, outputs: int, kernel: int, squeeze: int = 0, **options: Any) -> Callable:
+def block(
+    n: int, c: int, h: int, w: int, hidden: int, outputs: int, kernel: int, squeeze: int = 0, **options: Any
+) -> Callable:
     """A builder of ``inverted_residual`` cases; hidden = 0 leaves the expansion out."""
 
     def build(generator: torch.Generator, layout: str) -> tuple[tuple, dict[str, Any]]:

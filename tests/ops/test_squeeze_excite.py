@@ -66,7 +66,13 @@ def test_export() -> None:
     harness.check_exported(SMALL)
 
 
-X, F1, B1, F2, B2 = torch.randn(2, 24, 5, 5), torch.randn(8, 24, 1, 1), torch.randn(8), torch.randn(24, 8, 1, 1), torch.randn(24)
+X, F1, B1, F2, B2 = (
+    torch.randn(2, 24, 5, 5),
+    torch.randn(8, 24, 1, 1),
+    torch.randn(8),
+    torch.randn(24, 8, 1, 1),
+    torch.randn(24),
+)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +80,11 @@ X, F1, B1, F2, B2 = torch.randn(2, 24, 5, 5), torch.randn(8, 24, 1, 1), torch.ra
     [
         ((X[0], F1, B1, F2, B2), ValueError, "squeeze_excite: input must be [N, C, H, W], got [24, 5, 5]"),
         ((X[:, :, :0], F1, B1, F2, B2), ValueError, "squeeze_excite: input must not be empty, got [2, 24, 0, 5]"),
-        ((X, F2, B1, F2, B2), ValueError, "squeeze_excite: fc1_weight must be [S, C, 1, 1] or [S, C] with C = 24, got [24, 8, 1, 1]"),
+        (
+            (X, F2, B1, F2, B2),
+            ValueError,
+            "squeeze_excite: fc1_weight must be [S, C, 1, 1] or [S, C] with C = 24, got [24, 8, 1, 1]",
+        ),
         ((X.int(), F1, B1, F2, B2), TypeError, "squeeze_excite: input must be float32, got int32"),
     ],
 )

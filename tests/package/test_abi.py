@@ -33,7 +33,7 @@ def compile_with(shim: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     (tmp_path / "shim.h").write_text(shim)
     source = tmp_path / "both.cpp"
     source.write_text(
-        "#include <torch/csrc/inductor/aoti_torch/c/shim.h>\n#include <torch/csrc/stable/c/shim.h>\n#include \"shim.h\"\n"
+        '#include <torch/csrc/inductor/aoti_torch/c/shim.h>\n#include <torch/csrc/stable/c/shim.h>\n#include "shim.h"\n'
     )
     include = Path(torch.__file__).parent / "include"
     command = [COMPILER, "-std=c++20", "-fsyntax-only", "-w", f"-I{include}", f"-I{tmp_path}", str(source)]
@@ -45,7 +45,9 @@ def test_declarations_agree_with_torchs_headers(tmp_path: Path) -> None:
     shim = SHIM.read_text()
     done = compile_with(shim, tmp_path)
     assert done.returncode == 0, done.stderr[:2000]
-    wrong = shim.replace("AOTITorchError torch_get_num_threads(uint32_t*", "AOTITorchError torch_get_num_threads(int64_t*")
+    wrong = shim.replace(
+        "AOTITorchError torch_get_num_threads(uint32_t*", "AOTITorchError torch_get_num_threads(int64_t*"
+    )
     assert wrong != shim
     assert compile_with(wrong, tmp_path).returncode != 0
 

@@ -95,8 +95,14 @@ def test_impossible_values_raise_at_import(variable: str, value: str, message: s
 
 @needs_kernels
 def test_environment_is_honoured() -> None:
-    assert run("import mnv3_fast; assert mnv3_fast.instruction_set() == 'baseline'", MNV3_FAST_ISA="baseline").returncode == 0
-    assert run("import mnv3_fast; assert mnv3_fast.backend() == 'reference'", MNV3_FAST_BACKEND="reference").returncode == 0
+    assert (
+        run("import mnv3_fast; assert mnv3_fast.instruction_set() == 'baseline'", MNV3_FAST_ISA="baseline").returncode
+        == 0
+    )
+    assert (
+        run("import mnv3_fast; assert mnv3_fast.backend() == 'reference'", MNV3_FAST_BACKEND="reference").returncode
+        == 0
+    )
     assert run("import mnv3_fast; assert mnv3_fast.backend() == 'auto'", MNV3_FAST_BACKEND="").returncode == 0
 
 
@@ -106,7 +112,10 @@ def test_forcing_by_context() -> None:
         with mnv3_fast.force_instruction_set(name):
             assert mnv3_fast.instruction_set() == name
     assert mnv3_fast.instruction_set() == before
-    with pytest.raises(ValueError, match="force_backend: backend 'off' does not exist, available: auto, reference"), mnv3_fast.force_backend("off"):
+    with (
+        pytest.raises(ValueError, match="force_backend: backend 'off' does not exist, available: auto, reference"),
+        mnv3_fast.force_backend("off"),
+    ):
         pass
 
 

@@ -94,7 +94,10 @@ def test_the_rule_can_fail() -> None:
 
 
 def test_real_layers_add_up_to_the_published_work() -> None:
-    for net, published, classifier in (("large", 216.6, 960 * 1280 + 1280 * 1000), ("small", 56.5, 576 * 1024 + 1024 * 1000)):
+    for net, published, classifier in (
+        ("large", 216.6, 960 * 1280 + 1280 * 1000),
+        ("small", 56.5, 576 * 1024 + 1024 * 1000),
+    ):
         whole = ("stem_conv", "inverted_residual")
         body = sum(layer.macs() for layer in testing.real_layers(net) if layer.op in whole or layer.name == "tail")
         assert body + classifier == testing.layers.network_macs(net)
