@@ -28,8 +28,8 @@ _REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir mnv3-fast"
 def _load() -> tuple[ModuleType | None, str | None]:
     if not _LIBRARY.exists():
         return None, (
-            f"{_LIBRARY.name} is not in {_LIBRARY.parent}: the package was installed where its kernels cannot be built, "
-            "which takes Linux, a C++17 compiler and Python's headers (for example `apt-get install g++ python3-dev`). "
+            f"{_LIBRARY.name} is not in {_LIBRARY.parent}: the package was installed without its kernels, which "
+            "take Linux, a C++17 compiler and Python's headers (for example `apt-get install g++ python3-dev`). "
             f"With these, run `{_REINSTALL}`"
         )
     try:
