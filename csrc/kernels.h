@@ -127,7 +127,7 @@ inline int64_t stem_scratch(const Window& window, int64_t inputs, int64_t output
   return (inputs * window.rows() + 1) * window.pixels(output_w);
 }
 
-// sums[c] += sum over pixels of input[p, c], in the order of the pixels; zero first.
+// sums[c] += sum over pixels of input[p, c], in chunks of 64 pixels in their order; zero first.
 struct ChannelSums {
   const float* input;
   int64_t pixels, pixel_stride, channel_stride, channels;

@@ -54,7 +54,13 @@ def check_tensor(
         raise ValueError(f"{op}: {name} must be on the input's device {device}, got {tensor.device}")
 
 
-def check_batch_norm(op: str, batch_norm: Any, channels: int, device: torch.device) -> tuple:
+def check_batch_norm(
+    op: str,
+    batch_norm: Any,
+    channels: int,
+    device: torch.device,
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,),
+) -> tuple:
     """The five BatchNorm arguments of a raw op; four times None where there is none."""
     if batch_norm is None:
         return None, None, None, None, 0.0
@@ -67,7 +73,7 @@ def check_batch_norm(op: str, batch_norm: Any, channels: int, device: torch.devi
     for name, tensor in (("weight", weight), ("bias", bias), ("running_mean", mean), ("running_var", variance)):
         if tensor is None and name in ("weight", "bias"):
             continue
-        check_tensor(op, f"batch_norm {name}", tensor, [channels], f"[C] with C = {channels}", device=device)
+        check_tensor(op, f"batch_norm {name}", tensor, [channels], f"[C] with C = {channels}", dtypes, device)
     if isinstance(eps, bool) or not isinstance(eps, (int, float)):
         raise TypeError(f"{op}: batch_norm eps must be a number, got {type(eps).__name__}")
     if not eps >= 0:

@@ -80,7 +80,7 @@ def refuse_grad(name: str, args: Any) -> None:
     if wants_grad(args) or _has_tangent(args):
         raise RuntimeError(
             f"{name}: torch.ops.mnv3_fast.{name} is not differentiable and an input requires grad; "
-            f"use mnv3_fast.ops.{name} or torch.no_grad()"
+            f"use mnv3_fast.ops.{name.removesuffix('_mean')} or torch.no_grad()"
         )
 
 
@@ -105,10 +105,19 @@ def register(
     """
     name = schema[: schema.index("(")]
     LIBRARY.define(schema)
-    torch.library.register_fake(f"mnv3_fast::{name}", fake, lib=LIBRARY)
+
+    def checked_fake(*args: Any) -> Any:
+        devices = {str(tensor.device) for tensor in tensors_in(args)}
+        if len(devices) > 1:  # a meta tensor among others brings the call here, which must not return memory as it is
+            raise RuntimeError(f"{name}: all tensors must be on one device, got {', '.join(sorted(devices))}")
+        return fake(*args)
+
+    torch.library.register_fake(f"mnv3_fast::{name}", checked_fake, lib=LIBRARY)
     op = getattr(torch.ops.mnv3_fast, name)
 
     def run_reference(*args: Any) -> Any:
+        if not guarded:
+            refuse_grad(name, args)
         return _run_reference(reference, args, maps)
 
     def guard(*args: Any) -> Any:

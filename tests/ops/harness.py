@@ -20,6 +20,9 @@ from mnv3_fast.testing.layers import double
 from mnv3_fast.testing.tolerance import assert_close_enough
 
 
+needs_kernels = pytest.mark.skipif(not _library.EXTENSION, reason="needs the compiled kernels")
+
+
 def cases(op: str, scope: str = "quick") -> Any:
     """A parametrize mark over the op's cases."""
     return pytest.mark.parametrize("case", op_cases(op, scope), ids=str)

@@ -110,6 +110,12 @@ def test_bad_input(args: tuple, options: dict, error: type[Exception], message: 
         ops.depthwise_conv(*args, **options)
 
 
+def test_raw_op_refuses_two_devices() -> None:
+    message = "depthwise_conv: all tensors must be on one device, got cpu, meta"
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.mnv3_fast.depthwise_conv(X, W.to("meta"), *[None] * 5, 0.0, 1, 1, 1, 1, 1, 1, 1, 1, 0)
+
+
 def test_raw_op_refuses_a_tangent() -> None:
     with forward_ad.dual_level():
         x = forward_ad.make_dual(X, torch.ones_like(X))
@@ -117,6 +123,7 @@ def test_raw_op_refuses_a_tangent() -> None:
             torch.ops.mnv3_fast.depthwise_conv(x, W, *[None] * 5, 0.0, 1, 1, 1, 1, 1, 1, 1, 1, 0)
 
 
+@harness.needs_kernels
 def test_raw_op_is_memory_safe() -> None:
     none = [None] * 5
     for args, message in [
@@ -166,3 +173,11 @@ def test_means(threads: int, instruction_set: str) -> None:
 def test_mean_registration() -> None:
     op = torch.ops.mnv3_fast.depthwise_conv_mean.default
     assert set(torch.library.opcheck(op, harness.prepared(SMALL)).values()) == {"SUCCESS"}
+
+
+def test_hardswish_at_its_corners(instruction_set: str) -> None:
+    x = torch.tensor([-3.0, 3.0, -2.9999998, 2.9999998, -3.0000002, float("inf"), -float("inf"), float("nan")])
+    ours = ops.depthwise_conv(x.view(1, 8, 1, 1), torch.ones(8, 1, 1, 1), activation="hardswish").flatten()
+    exact = torch.nn.functional.hardswish(x.double())
+    assert ours[:2].tolist() == [0.0, 3.0]
+    assert torch.allclose(ours.double(), exact, rtol=0, atol=torch.finfo(torch.float32).eps, equal_nan=True)

@@ -68,7 +68,7 @@ W, NORM = torch.randn(8, 3, 3, 3), (torch.rand(8), torch.randn(8), torch.randn(8
     ("args", "error", "message"),
     [
         ((3, None, NORM), TypeError, "fold_batch_norm: weight must be a Tensor, got int"),
-        ((W.half(), None, NORM), TypeError, "fold_batch_norm: weight must be float32, got float16"),
+        ((W.half(), None, NORM), TypeError, "fold_batch_norm: weight must be float32 or float64, got float16"),
         ((W[0, 0, 0], None, NORM), ValueError, "fold_batch_norm: weight must have 2 to 4 dimensions, got [3]"),
         ((W, torch.randn(7), NORM), ValueError, "fold_batch_norm: bias must be [O] with O = 8, got [7]"),
         ((W, None, None), TypeError, "fold_batch_norm: batch_norm must be (weight, bias, running_mean, running_var, eps), got NoneType"),
@@ -97,3 +97,15 @@ def test_keeps_a_channels_last_weight_right(instruction_set: str) -> None:
     expected, expected_bias = ops.fold_batch_norm(W, None, NORM)
     assert torch.equal(weight, expected)
     assert torch.equal(bias, expected_bias)
+
+
+def test_returns_the_dtype_of_the_weight() -> None:
+    doubles = tuple(t.double() for t in NORM[:4])
+    exact, exact_bias = ops.fold_batch_norm(W.double(), None, (*doubles, NORM[4]))
+    assert exact.dtype == exact_bias.dtype == torch.float64
+    weight, bias = ops.fold_batch_norm(W, None, (*doubles, NORM[4]))
+    assert torch.equal(weight, exact.float())
+    assert torch.equal(bias, exact_bias.float())
+    kernel, kernel_bias = ops.fold_batch_norm(W, None, NORM)
+    assert torch.allclose(kernel, weight, rtol=1e-6)
+    assert torch.allclose(kernel_bias, bias, rtol=1e-6)

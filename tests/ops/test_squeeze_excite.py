@@ -10,6 +10,7 @@ import torchvision
 
 from mnv3_fast import ops
 from mnv3_fast.testing.cases import Case, squeeze_excite
+from mnv3_fast.testing.compare import op_module, reference_of
 from tests.ops import harness
 
 SMALL = Case("squeeze_excite", "small", squeeze_excite(2, 24, 5, 6, 8))
@@ -96,3 +97,12 @@ def test_nan_stays_in_its_image(instruction_set: str) -> None:
     ours = ops.squeeze_excite(x, F1, B1, F2, B2)
     assert torch.isnan(ours[0]).all()  # every gate of the image depends on its mean
     assert torch.isfinite(ours[1]).all()
+
+
+def test_large_maps(instruction_set: str) -> None:
+    """Means of many values of one sign: a single chain of additions would fail the rule."""
+    x = torch.rand(1, 17, 400, 400) + 0.5
+    layers = torch.randn(8, 17) * 0.1, torch.zeros(8), torch.randn(17, 8) * 0.3, torch.zeros(17)
+    args = op_module("squeeze_excite").prepare(x, *layers)
+    reference = reference_of("squeeze_excite")
+    harness.assert_close_enough(ops.squeeze_excite(x, *layers), reference(*args), reference(*harness.double(args)))

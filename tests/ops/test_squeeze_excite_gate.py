@@ -98,3 +98,13 @@ def test_gate_is_in_its_range(instruction_set: str) -> None:
 def test_biases_are_optional() -> None:
     zeros = ops.squeeze_excite_gate(M, F1, torch.zeros(8), F2, torch.zeros(24))
     assert torch.equal(ops.squeeze_excite_gate(M, F1, None, F2, None), zeros)
+
+
+def test_corners(instruction_set: str) -> None:
+    x = torch.tensor([-3.0, 3.0, float("inf"), -float("inf"), float("nan"), -100.0, 100.0]).view(-1, 1)
+    one = torch.ones(1, 1)
+    for gate, function in (("hardsigmoid", torch.nn.functional.hardsigmoid), ("sigmoid", torch.sigmoid)):
+        ours = ops.squeeze_excite_gate(x, one, None, one, None, activation="none", gate=gate)
+        assert torch.allclose(ours, function(x), rtol=1e-6, atol=0, equal_nan=True)
+        if gate == "hardsigmoid":
+            assert ours[:4, 0].tolist() == [0.0, 1.0, 1.0, 0.0]

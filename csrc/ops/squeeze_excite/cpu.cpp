@@ -22,9 +22,11 @@ void channel_sums(const ChannelSums& a) {
       const int64_t pixels = a.pixels - p < kChunk ? a.pixels - p : kChunk;
       gather_pixels(a.input + p * a.pixel_stride + c * a.channel_stride, a.pixel_stride, a.channel_stride, pixels, channels,
                     chunk, kPanel);
+      Vec<kLanes> part[kPanelVectors] = {};  // one chain over all pixels of a large map would lose too much
       for (int64_t i = 0; i < pixels; i++) {
-        for (int v = 0; v < kPanelVectors; v++) sum[v] += load<kLanes>(chunk + i * kPanel + v * kLanes);
+        for (int v = 0; v < kPanelVectors; v++) part[v] += load<kLanes>(chunk + i * kPanel + v * kLanes);
       }
+      for (int v = 0; v < kPanelVectors; v++) sum[v] += part[v];
     }
     for (int v = 0; v < kPanelVectors; v++) store_first<kLanes>(a.sums + c + v * kLanes, sum[v], channels - v * kLanes);
   }
