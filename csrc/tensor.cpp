@@ -5,13 +5,14 @@
 
 namespace mnv3_fast {
 
-Tensor::Tensor(AtenTensorHandle handle) : handle_(handle) {
+// Delegates, so that the destructor frees the handle if what follows throws.
+Tensor::Tensor(AtenTensorHandle handle) : Tensor() {
+  handle_ = handle;
   int32_t device = 0, layout = 0;
   int64_t *sizes = nullptr, *strides = nullptr;
   check(aoti_torch_get_device_type(handle, &device), "reading a device");
   check(aoti_torch_get_layout(handle, &layout), "reading a layout");
   if (device != aoti_torch_device_type_cpu() || layout != aoti_torch_layout_strided()) {
-    reset();
     throw std::runtime_error("mnv3_fast: this kernel takes dense CPU tensors only");
   }
   check(aoti_torch_get_dtype(handle, &dtype_), "reading a dtype");

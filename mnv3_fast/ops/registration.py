@@ -117,6 +117,8 @@ def register(
     op = getattr(torch.ops.mnv3_fast, name)
 
     def run_reference(*args: Any) -> Any:
+        if not guarded:
+            refuse_grad(name, args)
         return _run_reference(reference, args, maps)
 
     def guard(*args: Any) -> Any:

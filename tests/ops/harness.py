@@ -18,6 +18,8 @@ from mnv3_fast.testing.cases import Case, op_cases
 from mnv3_fast.testing.compare import as_list, op_module, outputs_of, prepared, reference_of
 from mnv3_fast.testing.tolerance import assert_close_enough
 
+needs_kernels = pytest.mark.skipif(not _library.EXTENSION, reason="needs the compiled kernels")
+
 
 def cases(op: str, scope: str = "quick") -> Any:
     """A parametrize mark over the op's cases."""

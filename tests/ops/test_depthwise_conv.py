@@ -190,6 +190,7 @@ def test_raw_op_refuses_a_tangent() -> None:
             torch.ops.mnv3_fast.depthwise_conv(x, W, *[None] * 5, 0.0, 1, 1, 1, 1, 1, 1, 1, 1, 0)
 
 
+@harness.needs_kernels
 def test_raw_op_is_memory_safe() -> None:
     none = [None] * 5
     for args, message in [

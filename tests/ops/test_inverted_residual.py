@@ -128,6 +128,7 @@ def test_bad_input(args: tuple, options: dict, error: type[Exception], message: 
         ops.inverted_residual(*args, **options)
 
 
+@harness.needs_kernels
 def test_cache_goes_with_its_tensors() -> None:
     before = cache.size()
     args = harness.prepared(SMALL)
@@ -160,6 +161,7 @@ def test_inference_tensors() -> None:
         assert not torch.equal(op(x, tensors, spec, constants), before)
 
 
+@harness.needs_kernels
 def test_position_in_batch(instruction_set: str) -> None:
     _, tensors, spec, constants = harness.prepared(SMALL)
     x = torch.randn(5, 16, 9, 12)

@@ -124,8 +124,8 @@ def test_biases_are_optional() -> None:
 def test_corners(instruction_set: str) -> None:
     x = torch.tensor([-3.0, 3.0, float("inf"), -float("inf"), float("nan"), -100.0, 100.0]).view(-1, 1)
     one = torch.ones(1, 1)
-    for gate, function in (("hardsigmoid", torch.nn.functional.hardsigmoid), ("sigmoid", torch.sigmoid)):
-        ours = ops.squeeze_excite_gate(x, one, None, one, None, activation="none", gate=gate)
+    for name, function in (("hardsigmoid", torch.nn.functional.hardsigmoid), ("sigmoid", torch.sigmoid)):
+        ours = ops.squeeze_excite_gate(x, one, None, one, None, activation="none", gate=name)
         assert torch.allclose(ours, function(x), rtol=1e-6, atol=0, equal_nan=True)
         if gate == "hardsigmoid":
             assert ours[:4, 0].tolist() == [0.0, 1.0, 1.0, 0.0]
