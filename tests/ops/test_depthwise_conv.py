@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from mnv3_fast import ops
 from mnv3_fast.ops.depthwise_conv.reference import depthwise_conv_mean
 from mnv3_fast.testing.cases import Case, depthwise
+from mnv3_fast.testing.layers import double
 from tests.ops import harness
 
 SMALL = Case("depthwise_conv", "small", depthwise(2, 24, 17, 12, 5, stride=2, activation="hardswish"))
@@ -246,7 +247,7 @@ def test_means(threads: int, instruction_set: str) -> None:
         output, mean = torch.ops.mnv3_fast.depthwise_conv_mean(*args)
         assert torch.equal(output, torch.ops.mnv3_fast.depthwise_conv(*args))
         _, theirs = depthwise_conv_mean(*args)
-        _, exact = depthwise_conv_mean(*harness.double(args))
+        _, exact = depthwise_conv_mean(*double(args))
         harness.assert_close_enough(mean, theirs, exact, name="mean")
 
 

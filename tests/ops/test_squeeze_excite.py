@@ -11,6 +11,7 @@ import torchvision
 from mnv3_fast import ops
 from mnv3_fast.testing.cases import Case, squeeze_excite
 from mnv3_fast.testing.compare import op_module, reference_of
+from mnv3_fast.testing.layers import double
 from tests.ops import harness
 
 SMALL = Case("squeeze_excite", "small", squeeze_excite(2, 24, 5, 6, 8))
@@ -115,4 +116,4 @@ def test_large_maps(instruction_set: str) -> None:
     layers = torch.randn(8, 17) * 0.1, torch.zeros(8), torch.randn(17, 8) * 0.3, torch.zeros(17)
     args = op_module("squeeze_excite").prepare(x, *layers)
     reference = reference_of("squeeze_excite")
-    harness.assert_close_enough(ops.squeeze_excite(x, *layers), reference(*args), reference(*harness.double(args)))
+    harness.assert_close_enough(ops.squeeze_excite(x, *layers), reference(*args), reference(*double(args)))
