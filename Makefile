@@ -5,6 +5,7 @@ V := .venv/bin
 SOURCES := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*) CMakeLists.txt setup.py
 ISAS = $(shell $(V)/python -c "from mnv3_fast import instruction_sets; print(*instruction_sets())")
 ASAN = build/asan
+CHECK = build/wheel-check
 
 .PHONY: help setup demo test test-isa test-slow test-asan fuzz lint format bench wheel wheel-check clean
 
@@ -39,9 +40,11 @@ test: setup
 	$(V)/python -m pytest -q $(if $(OP),tests/ops/test_$(OP).py,tests)
 
 test-isa: setup
+	@test -n "$(ISAS)" || { echo "test-isa: there are no compiled kernels to test" >&2; exit 1; }
 	for isa in $(ISAS); do \
 	  echo "MNV3_FAST_ISA=$$isa"; \
-	  MNV3_FAST_ISA=$$isa $(V)/python -m pytest -q tests/ops tests/engine tests/models/test_parity.py tests/models/test_determinism.py || exit 1; \
+	  MNV3_FAST_ISA=$$isa $(V)/python -m pytest -q tests/ops tests/engine tests/models/test_parity.py tests/models/test_determinism.py \
+	    tests/package/test_instruction_sets.py || exit 1; \
 	done
 
 test-slow: setup
@@ -53,7 +56,7 @@ fuzz: setup
 # A build of its own, beside the one in use. torch and Python are not instrumented, so leaks are not looked for.
 test-asan: setup
 	mkdir -p $(ASAN) && cp -r mnv3_fast $(ASAN)/ && rm -f $(ASAN)/mnv3_fast/*.so
-	CMAKE_ARGS=-DMNV3_FAST_SANITIZE=ON MNV3_FAST_BUILD_DIR=build/asan-cmake $(V)/python setup.py -q build_ext --build-lib $(ASAN)
+	CMAKE_ARGS=-DMNV3_FAST_SANITIZE=ON $(V)/python setup.py -q build_ext --build-temp build/asan-cmake --build-lib $(ASAN)
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  $(V)/python tests/run_from.py $(ASAN) -q tests/ops tests/engine/test_plan.py \
@@ -82,11 +85,16 @@ bench: test
 wheel: setup
 	rm -rf dist && $(V)/python -m build -q
 
+# The tests come from the sdist and run in a folder without the sources, against the installed wheel.
 wheel-check: wheel
-	rm -rf build/wheel-check && $(PYTHON) -m venv build/wheel-check
-	build/wheel-check/bin/python -m pip install -q --upgrade pip
-	build/wheel-check/bin/python -m pip install -q "$$(ls dist/*.whl)[test]"
-	cp -r tests build/wheel-check/ && cd build/wheel-check && bin/python -m pytest -q -p no:cacheprovider tests/ops tests/engine tests/models/test_parity.py
+	rm -rf $(CHECK) && mkdir -p $(CHECK)/run
+	tar -xzf dist/*.tar.gz -C $(CHECK)/run --strip-components=1 --wildcards '*/tests' '*/pyproject.toml'
+	$(PYTHON) -m venv $(CHECK)/venv
+	$(CHECK)/venv/bin/python -m pip install -q --upgrade pip
+	$(CHECK)/venv/bin/python -m pip install -q "$$(ls dist/*.whl)[test]"
+	$(CHECK)/venv/bin/python -c 'import mnv3_fast as m; assert m.instruction_sets(), m.missing_reason()'
+	cd $(CHECK)/run && ../venv/bin/python -m pytest -q -p no:cacheprovider \
+	  tests/ops tests/engine tests/models/test_parity.py tests/package tests/cli
 
 clean:
 	rm -rf build dist *.egg-info mnv3_fast/*.so

@@ -4,31 +4,60 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+COMPILERS = ("c++", "g++", "clang++")
 
 
-def reason_without_extension() -> str | None:
-    """Why this machine gets the pure Python package, or None if the kernels are to be built."""
-    if platform.system() != "Linux":
-        return f"the kernels are built on Linux only for now, this is {platform.system()}"
-    named = os.environ.get("CXX")
+def find_compiler(environment: Mapping[str, str]) -> str | None:
+    """The C++ compiler of this machine: ``$CXX`` as it stands, or the first of the usual names on the path."""
+    named = environment.get("CXX")
     if named:
-        return None  # asked for by name: if it does not work, the build must say so
-    if any(shutil.which(name) for name in ("c++", "g++", "clang++")):
-        return None
-    return "no C++ compiler found (looked for $CXX, c++, g++, clang++)"
+        return named
+    found = (shutil.which(name, path=environment.get("PATH", os.defpath)) for name in COMPILERS)
+    return next((path for path in found if path), None)
+
+
+def reason_without_extension(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Why this machine gets the pure Python package, or None if the kernels are to be built.
+
+    Only what is absent is a reason. A compiler that is there and fails, or that ``$CXX`` asks for, fails the install.
+    """
+    if platform.system() != "Linux":
+        # macOS's linker and Windows' compiler know neither the stand-in for LibTorch nor the vector extensions as used.
+        return f"the kernels are built on Linux only, this is {platform.system()}"
+    if not find_compiler(environment):
+        return f"no C++ compiler found (looked for $CXX, {', '.join(COMPILERS)})"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not environment.get("CXX") and not header.exists():
+        return f"Python's headers are not installed (no {header}; Debian and Ubuntu call the package python3-dev)"
+    return None
+
+
+def build_directory(environment: Mapping[str, str] = os.environ) -> Path:
+    """One folder for each Python and named compiler: CMake keeps the compiler it first saw in a folder."""
+    name = "-".join(
+        ["cmake", sys.implementation.cache_tag or "python", *re.findall(r"[\w.+]+", environment.get("CXX", ""))]
+    )
+    return ROOT / "build" / name
 
 
 class CMakeBuild(build_ext):
     """build_ext that configures and builds CMakeLists.txt and installs the libraries into the package."""
+
+    def finalize_options(self) -> None:
+        self.asked_for = self.build_temp  # only what --build-temp says, not setuptools' own default
+        super().finalize_options()
 
     def run(self) -> None:
         reason = reason_without_extension()
@@ -36,14 +65,13 @@ class CMakeBuild(build_ext):
             message = f"mnv3_fast: installing without kernels: {reason}. The models run on torch's own operators."
             print(message, file=sys.stderr)
             return
-        package = ROOT / "mnv3_fast" if self.inplace else Path(self.build_lib).resolve() / "mnv3_fast"
-        tag = sys.implementation.cache_tag or "python"
-        build = Path(os.environ.get("MNV3_FAST_BUILD_DIR", ROOT / "build" / f"cmake-{tag}"))
+        prefix = ROOT if self.inplace else Path(self.build_lib).resolve()
+        build = Path(self.asked_for).resolve() if self.asked_for else build_directory()
         build.mkdir(parents=True, exist_ok=True)
         self._configure(build)
         cmake = _tool("cmake")
         subprocess.check_call([cmake, "--build", str(build)])
-        subprocess.check_call([cmake, "--install", str(build), "--prefix", str(package.parent)])
+        subprocess.check_call([cmake, "--install", str(build), "--prefix", str(prefix)])
 
     def _configure(self, build: Path) -> None:
         import pybind11
@@ -65,4 +93,5 @@ def _tool(name: str) -> str:
     return path
 
 
-setup(ext_modules=[Extension("mnv3_fast._C", [])], cmdclass={"build_ext": CMakeBuild})
+if __name__ == "__main__":
+    setup(ext_modules=[Extension("mnv3_fast._C", [])], cmdclass={"build_ext": CMakeBuild})

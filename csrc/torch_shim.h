@@ -2,7 +2,6 @@
 // one binary serves torch 2.10 and later. tests/package compares these declarations with torch's own headers.
 // Source: torch/csrc/inductor/aoti_torch/c/shim.h and torch/csrc/stable/c/shim.h of PyTorch 2.10.
 #pragma once
-#include <cstddef>
 #include <cstdint>
 
 extern "C" {
@@ -22,18 +21,16 @@ int32_t aoti_torch_layout_strided();
 
 AOTITorchError aoti_torch_get_data_ptr(AtenTensorHandle tensor, void** ret_data_ptr);
 AOTITorchError aoti_torch_get_dim(AtenTensorHandle tensor, int64_t* ret_dim);
-AOTITorchError aoti_torch_get_numel(AtenTensorHandle tensor, int64_t* ret_numel);
 AOTITorchError aoti_torch_get_sizes(AtenTensorHandle tensor, int64_t** ret_sizes);
 AOTITorchError aoti_torch_get_strides(AtenTensorHandle tensor, int64_t** ret_strides);
 AOTITorchError aoti_torch_get_dtype(AtenTensorHandle tensor, int32_t* ret_dtype);
 AOTITorchError aoti_torch_get_device_type(AtenTensorHandle tensor, int32_t* ret_device_type);
 AOTITorchError aoti_torch_get_layout(AtenTensorHandle tensor, int32_t* ret_layout);
-AOTITorchError aoti_torch_empty_strided(int64_t ndim, const int64_t* sizes_ptr, const int64_t* strides_ptr, int32_t dtype,
-                                        int32_t device_type, int32_t device_index, AtenTensorHandle* ret_new_tensor);
+AOTITorchError aoti_torch_empty_strided(int64_t ndim, const int64_t* sizes_ptr, const int64_t* strides_ptr,
+                                        int32_t dtype, int32_t device_type, int32_t device_index,
+                                        AtenTensorHandle* ret_new_tensor);
 AOTITorchError aoti_torch_delete_tensor_object(AtenTensorHandle tensor);
 
-AOTITorchError torch_list_size(StableListHandle list_handle, size_t* size);
-AOTITorchError torch_list_get_item(StableListHandle list_handle, size_t index, StableIValue* element);
 AOTITorchError torch_delete_list(StableListHandle list_handle);
 
 AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t grain_size, void (*func)(int64_t, int64_t, void*),
@@ -42,6 +39,6 @@ AOTITorchError torch_get_num_threads(uint32_t* out_num_threads);
 
 AOTITorchError aoti_torch_library_init_impl(const char* ns, const char* k, const char* file, uint32_t line,
                                             TorchLibraryHandle* ret_new_torch_lib);
-AOTITorchError torch_library_impl(TorchLibraryHandle self, const char* name, void (*fn)(StableIValue*, uint64_t, uint64_t),
-                                  uint64_t extension_build_version);
+AOTITorchError torch_library_impl(TorchLibraryHandle self, const char* name,
+                                  void (*fn)(StableIValue*, uint64_t, uint64_t), uint64_t extension_build_version);
 }

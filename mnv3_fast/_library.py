@@ -22,17 +22,22 @@ BACKENDS = ("auto", "reference")
 _LIBRARY = Path(__file__).with_name("libmnv3_fast_ops.so")
 
 
+_REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir mnv3-fast"
+
+
 def _load() -> tuple[ModuleType | None, str | None]:
     if not _LIBRARY.exists():
         return None, (
-            f"{_LIBRARY.name} is not in {_LIBRARY.parent}: the package was installed without a C++ compiler. "
-            "Install one (for example `apt-get install g++`) and run `pip install --force-reinstall mnv3-fast`"
+            f"{_LIBRARY.name} is not in {_LIBRARY.parent}: the package was installed without its kernels, which "
+            "take Linux, a C++17 compiler and Python's headers (for example `apt-get install g++ python3-dev`). "
+            f"With these, run `{_REINSTALL}`"
         )
     try:
         torch.ops.load_library(str(_LIBRARY))
         return importlib.import_module("mnv3_fast._C"), None
     except (ImportError, OSError) as error:
-        return None, f"{_LIBRARY.name} could not be loaded: {error}. Reinstall with `pip install --force-reinstall mnv3-fast`"
+        loader = error.__cause__ or error  # torch names the file only, the loader what is wrong with it
+        return None, f"{_LIBRARY.name} could not be loaded: {loader}. Reinstall with `{_REINSTALL}`"
 
 
 _C, _reason = _load()

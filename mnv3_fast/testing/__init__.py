@@ -3,6 +3,7 @@
 from mnv3_fast.testing.cases import Case, op_cases
 from mnv3_fast.testing.faults import FAULTS
 from mnv3_fast.testing.layers import RealLayer, real_layers
+from mnv3_fast.testing.op_faults import OP_FAULTS, OpFault
 from mnv3_fast.testing.parity import parity_images, parity_model, randomize_
 from mnv3_fast.testing.tolerance import (
     GRADIENT_FACTOR,
@@ -10,10 +11,12 @@ from mnv3_fast.testing.tolerance import (
     NET_LIMIT,
     OP_FACTOR,
     assert_close_enough,
+    assert_net_equal,
     geometric_mean,
     max_error,
     op_limit,
     relative_error,
+    worst,
 )
 
 __all__ = [
@@ -22,9 +25,12 @@ __all__ = [
     "MEAN_RATIO_LIMIT",
     "NET_LIMIT",
     "OP_FACTOR",
+    "OP_FAULTS",
     "Case",
+    "OpFault",
     "RealLayer",
     "assert_close_enough",
+    "assert_net_equal",
     "geometric_mean",
     "max_error",
     "op_cases",
@@ -34,4 +40,5 @@ __all__ = [
     "randomize_",
     "real_layers",
     "relative_error",
+    "worst",
 ]

@@ -44,25 +44,35 @@ class Case:
 
 
 def map_of(generator: torch.Generator, n: int, c: int, h: int, w: int, layout: str = "channels_last") -> Tensor:
-    """A random map [n, c, h, w] in a layout: dense NHWC or NCHW, a window of a larger buffer, or broadcast over height."""
+    """A random map [n, c, h, w] in a layout: dense NHWC or NCHW, a window of a larger buffer, or broadcast.
+
+    "expanded" repeats one image over the batch, or one row over the height of a single image.
+    """
     if layout == "sliced":
         buffer = torch.randn(n, c + 3, h + 2, w + 3, generator=generator).contiguous(memory_format=torch.channels_last)
         return buffer[:, 2 : 2 + c, 1 : 1 + h, 2 : 2 + w]
     if layout == "expanded":
-        return torch.randn(n, c, 1, w, generator=generator).expand(n, c, h, w)
+        shape = (1, c, h, w) if n > 1 else (n, c, 1, w)
+        return torch.randn(shape, generator=generator).expand(n, c, h, w)
     dense = torch.randn(n, c, h, w, generator=generator)
     return dense.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else dense
 
 
-def batch_norm_of(generator: torch.Generator, channels: int, eps: float = 1e-3) -> tuple:
-    """BatchNorm as a parity model has it: nothing trivial in any vector."""
-    return (
+def batch_norm_of(generator: torch.Generator, channels: int, eps: float = 1e-3, affine: bool = True) -> tuple:
+    """BatchNorm as a parity model has it: nothing trivial in any vector; weight and bias None if it is not affine."""
+    norm = (
         torch.rand(channels, generator=generator) * 0.6 + 0.7,
         torch.randn(channels, generator=generator) * 0.2,
         torch.randn(channels, generator=generator) * 0.3,
         torch.rand(channels, generator=generator) + 0.5,
         eps,
     )
+    return norm if affine else (None, None, *norm[2:])
+
+
+def bias_of(generator: torch.Generator, channels: int, wanted: bool) -> Tensor | None:
+    """A bias [channels], or None."""
+    return torch.randn(channels, generator=generator) * 0.3 if wanted else None
 
 
 def weight_of(generator: torch.Generator, *shape: int) -> Tensor:
@@ -71,68 +81,104 @@ def weight_of(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator) * (2 / fan_in) ** 0.5
 
 
-def squeeze_excite_of(generator: torch.Generator, channels: int, squeeze: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weights and biases of both layers."""
+def squeeze_excite_of(generator: torch.Generator, channels: int, squeeze: int, bias: bool = True) -> tuple:
+    """Weights and biases (or None) of both layers."""
     fc1, fc2 = weight_of(generator, squeeze, channels, 1, 1), weight_of(generator, channels, squeeze, 1, 1)
+    if not bias:
+        return fc1, None, fc2, None
     return fc1, torch.randn(squeeze, generator=generator) * 0.1, fc2, torch.randn(channels, generator=generator)
 
 
-def depthwise(n: int, c: int, h: int, w: int, kernel: int | tuple, **options: Any) -> Callable:
+def depthwise(
+    n: int, c: int, h: int, w: int, kernel: int | tuple, bias: bool = False, affine: bool = True, **options: Any
+) -> Callable:
     """A builder of ``depthwise_conv`` cases."""
     kernel_h, kernel_w = (kernel, kernel) if isinstance(kernel, int) else kernel
 
     def build(generator: torch.Generator, layout: str) -> tuple[tuple, dict[str, Any]]:
         x = map_of(generator, n, c, h, w, layout)
         weight = weight_of(generator, c, 1, kernel_h, kernel_w)
-        return (x, weight), {"batch_norm": batch_norm_of(generator, c), "padding": kernel_h // 2, **options}
+        norm = batch_norm_of(generator, c, affine=affine)
+        return (x, weight, bias_of(generator, c, bias)), {"batch_norm": norm, "padding": kernel_h // 2, **options}
 
     return build
 
 
-def pointwise(n: int, c: int, h: int, w: int, outputs: int, gated: bool = False, residual: bool = False, **options: Any) -> Callable:
-    """A builder of ``pointwise_conv`` cases."""
+def pointwise(
+    n: int,
+    c: int,
+    h: int,
+    w: int,
+    outputs: int,
+    gated: bool = False,
+    residual: bool = False,
+    bias: bool = False,
+    affine: bool = True,
+    flat: bool = False,
+    **options: Any,
+) -> Callable:
+    """A builder of ``pointwise_conv`` cases; ``flat`` gives the weight as [O, C]."""
 
     def build(generator: torch.Generator, layout: str) -> tuple[tuple, dict[str, Any]]:
         x = map_of(generator, n, c, h, w, layout)
-        keywords = {"batch_norm": batch_norm_of(generator, outputs), **options}
+        keywords = {"batch_norm": batch_norm_of(generator, outputs, affine=affine), **options}
         if gated:
             keywords["gate"] = torch.rand(n, c, generator=generator)
         if residual:
             keywords["residual"] = map_of(generator, n, outputs, h, w, layout)
-        return (x, weight_of(generator, outputs, c, 1, 1)), keywords
+        weight = weight_of(generator, outputs, c, *([] if flat else [1, 1]))
+        return (x, weight, bias_of(generator, outputs, bias)), keywords
 
     return build
 
 
-def stem(n: int, c: int, h: int, w: int, outputs: int, kernel: int = 3, bytes: bool = False, **options: Any) -> Callable:
+def stem(
+    n: int,
+    c: int,
+    h: int,
+    w: int,
+    outputs: int,
+    kernel: int = 3,
+    bytes: bool = False,
+    bias: bool = False,
+    affine: bool = True,
+    **options: Any,
+) -> Callable:
     """A builder of ``stem_conv`` cases; with ``bytes`` a uint8 image and its normalisation."""
 
     def build(generator: torch.Generator, layout: str) -> tuple[tuple, dict[str, Any]]:
         x = map_of(generator, n, c, h, w, layout)
-        keywords = {"batch_norm": batch_norm_of(generator, outputs), "padding": kernel // 2, **options}
+        norm = batch_norm_of(generator, outputs, affine=affine)
+        keywords = {"batch_norm": norm, "padding": kernel // 2, **options}
         if bytes:
             x = (x * 60 + 128).clamp(0, 255).to(torch.uint8)
             keywords |= {"scale": torch.rand(c, generator=generator) / 60, "shift": torch.randn(c, generator=generator)}
-        return (x, weight_of(generator, outputs, c, kernel, kernel)), keywords
+        weight = weight_of(generator, outputs, c, kernel, kernel)
+        return (x, weight, bias_of(generator, outputs, bias)), keywords
 
     return build
 
 
-def gate(n: int, c: int, squeeze: int, **options: Any) -> Callable:
+def gate(n: int, c: int, squeeze: int, bias: bool = True, **options: Any) -> Callable:
     """A builder of ``squeeze_excite_gate`` cases."""
 
     def build(generator: torch.Generator, layout: str) -> tuple[tuple, dict[str, Any]]:
-        mean = torch.randn(n, c + 2, generator=generator)[:, 1 : 1 + c] if layout == "sliced" else torch.randn(n, c, generator=generator)
-        return (mean, *squeeze_excite_of(generator, c, squeeze)), options
+        if layout == "sliced":
+            mean = torch.randn(n, c + 2, generator=generator)[:, 1 : 1 + c]
+        elif layout == "expanded":
+            mean = torch.randn(1, c, generator=generator).expand(n, c)
+        else:
+            mean = torch.randn(n, c, generator=generator)
+        return (mean, *squeeze_excite_of(generator, c, squeeze, bias)), dict(options)
 
     return build
 
 
-def squeeze_excite(n: int, c: int, h: int, w: int, squeeze: int, **options: Any) -> Callable:
+def squeeze_excite(n: int, c: int, h: int, w: int, squeeze: int, bias: bool = True, **options: Any) -> Callable:
     """A builder of ``squeeze_excite`` cases."""
 
     def build(generator: torch.Generator, layout: str) -> tuple[tuple, dict[str, Any]]:
-        return (map_of(generator, n, c, h, w, layout), *squeeze_excite_of(generator, c, squeeze)), options
+        return (map_of(generator, n, c, h, w, layout), *squeeze_excite_of(generator, c, squeeze, bias)), dict(options)
 
     return build
 
@@ -141,20 +187,34 @@ def fold(outputs: int, *rest: int, bias: bool = False, affine: bool = True) -> C
     """A builder of ``fold_batch_norm`` cases."""
 
     def build(generator: torch.Generator, layout: str) -> tuple[tuple, dict[str, Any]]:
-        norm = batch_norm_of(generator, outputs)
-        weight = weight_of(generator, outputs, *rest)
-        vector = torch.randn(outputs, generator=generator) if bias else None
-        return (weight, vector, norm if affine else (None, None, *norm[2:])), {}
+        norm = batch_norm_of(generator, outputs, affine=affine)
+        return (weight_of(generator, outputs, *rest), bias_of(generator, outputs, bias), norm), {}
 
     return build
 
 
-def block(n: int, c: int, h: int, w: int, hidden: int, outputs: int, kernel: int, squeeze: int = 0, **options: Any) -> Callable:
+def block(
+    n: int,
+    c: int,
+    h: int,
+    w: int,
+    hidden: int,
+    outputs: int,
+    kernel: int,
+    squeeze: int = 0,
+    bias: bool = False,
+    affine: bool = True,
+    norm: bool = True,
+    **options: Any,
+) -> Callable:
     """A builder of ``inverted_residual`` cases; hidden = 0 leaves the expansion out."""
 
     def build(generator: torch.Generator, layout: str) -> tuple[tuple, dict[str, Any]]:
+        def layer(*shape: int) -> tuple:
+            batch_norm = batch_norm_of(generator, shape[0], affine=affine) if norm else None
+            return weight_of(generator, *shape), bias_of(generator, shape[0], bias), batch_norm
+
         width = hidden or c
-        layer = lambda *shape: (weight_of(generator, *shape), None, batch_norm_of(generator, shape[0]))  # noqa: E731
         keywords = {"padding": kernel // 2, **options}
         if hidden:
             keywords["expand"] = layer(hidden, c, 1, 1)

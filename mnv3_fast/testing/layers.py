@@ -82,7 +82,8 @@ def real_layers(net: str) -> tuple[RealLayer, ...]:
     model = getattr(torchvision.models, f"mobilenet_v3_{net}")().eval()
     description = describe_net(model)
     sizes = _input_sizes(model)
-    assert description.stem is not None and description.tail is not None
+    assert description.stem is not None
+    assert description.tail is not None
     layers = [_conv("stem_conv", "stem", description.stem, sizes[0])]
     for i, block in enumerate(description.blocks):
         layers += _block(f"b{i}", block, sizes[1 + i])
@@ -106,7 +107,15 @@ def _input_sizes(model: nn.Module) -> list[tuple[int, int]]:
 def _conv(op: str, name: str, layer: ConvLayer, size: tuple[int, int], **extra: bool) -> RealLayer:
     conv = layer.conv
     return RealLayer(
-        op, name, conv.in_channels, conv.out_channels, *size, conv.kernel_size[0], conv.stride[0], layer.activation, **extra
+        op,
+        name,
+        conv.in_channels,
+        conv.out_channels,
+        *size,
+        conv.kernel_size[0],
+        conv.stride[0],
+        layer.activation,
+        **extra,
     )
 
 
@@ -119,8 +128,8 @@ def _block(name: str, block: BlockDescription, size: tuple[int, int]) -> list[Re
     outputs = block.project.conv.out_channels
     layers.append(
         RealLayer(
-            "inverted_residual", name, inputs, outputs, *size, kernel, stride, block.depthwise.activation, hidden, squeeze,
-            block.residual, expanded=block.expand is not None,
+            "inverted_residual", name, inputs, outputs, *size, kernel, stride, block.depthwise.activation, hidden,
+            squeeze, block.residual, expanded=block.expand is not None,
         )
     )  # fmt: skip
     if block.expand:

@@ -24,6 +24,11 @@ def randomize_(model: nn.Module, seed: int, size: int = 224, channels: int = 3) 
     Args:
         model: any model whose forward takes images [N, channels, size, size].
         seed: the same seed gives the same model.
+        size: side of the 16 images that set the running statistics. Where much smaller images are compared it should be
+            near theirs: behind the padding of a 1x1 map little is left of an image if the statistics are of 224 x 224.
+
+    Returns:
+        The model.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -43,17 +48,32 @@ def randomize_(model: nn.Module, seed: int, size: int = 224, channels: int = 3) 
 
 
 def _set_statistics(model: nn.Module, norms: list[Any], images: Tensor) -> None:
-    tracked = [norm for norm in norms if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    """One pass in which every norm takes its statistics from its own input, then the shake of both."""
+    tracked = [norm for norm in norms if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.track_running_stats]
+    frozen = [norm for norm in norms if isinstance(norm, FrozenBatchNorm2d)]
     momenta = [norm.momentum for norm in tracked]
+    handles = [norm.register_forward_pre_hook(_measure) for norm in frozen]
     model.eval()
     for norm in tracked:
         norm.momentum = 1.0
         norm.train()
-    model(images)
-    for norm, momentum in zip(tracked, momenta, strict=True):
-        norm.momentum = momentum
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for norm, momentum in zip(tracked, momenta, strict=True):
+            norm.momentum = momentum
+    for norm in [*tracked, *frozen]:
         norm.running_mean.add_(0.1 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean))
         norm.running_var.mul_(torch.empty_like(norm.running_var).uniform_(0.8, 1.25))
+
+
+def _measure(norm: FrozenBatchNorm2d, args: tuple[Tensor]) -> None:
+    """What training mode would do, for a norm that has none."""
+    variance, mean = torch.var_mean(args[0], (0, 2, 3))
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
 
 
 def parity_model(name: str | Callable[..., nn.Module], seed: int = 0, size: int = 224, **options: Any) -> nn.Module:

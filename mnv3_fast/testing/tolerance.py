@@ -48,6 +48,30 @@ def op_limit(torch_error: float, dtype: torch.dtype = torch.float32, gradient: b
     return (GRADIENT_FACTOR if gradient else OP_FACTOR) * torch_error + OP_FLOOR_EPS * torch.finfo(dtype).eps
 
 
+def comparable(
+    ours: Tensor, theirs: Tensor, exact: Tensor, dtype: torch.dtype = torch.float32, name: str = "output"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The three results where torch's is finite, once shape, dtype and all that is not finite have been compared.
+
+    Raises:
+        AssertionError: for another shape or dtype, and for NaN or infinite values where torch's run has none.
+    """
+    _check_shapes(ours, exact)
+    _check_shapes(theirs, exact)
+    if ours.dtype is not dtype:
+        raise AssertionError(f"{name}: dtype {ours.dtype} is not {dtype}")
+    if not torch.equal(torch.isnan(ours), torch.isnan(theirs)):
+        raise AssertionError(f"{name}: NaN in other places than torch has them")
+    infinite = torch.isinf(theirs)
+    if not torch.equal(torch.isinf(ours), infinite) or not torch.equal(ours[infinite], theirs[infinite].to(dtype)):
+        raise AssertionError(f"{name}: infinite values in other places than torch has them")
+    # fp64 stays finite where float32 overflows, and an infinite error of torch's would allow us anything.
+    finite = torch.isfinite(theirs) & torch.isfinite(exact)
+    if bool(finite.all()):
+        return ours, theirs, exact
+    return ours[finite], theirs[finite], exact[finite]
+
+
 def assert_close_enough(
     ours: Tensor,
     theirs: Tensor,
@@ -65,22 +89,32 @@ def assert_close_enough(
         exact: the same in fp64.
 
     Raises:
-        AssertionError: with both errors and the limit; also where NaN or infinite values are not where torch has them.
+        AssertionError: with both errors and the limit; and as :func:`comparable`.
     """
-    _check_shapes(ours, exact)
-    finite = torch.isfinite(exact)
-    if not torch.equal(torch.isnan(ours), torch.isnan(exact)):
-        raise AssertionError(f"{name}: NaN in other places than the reference")
-    infinite = torch.isinf(exact)
-    if not torch.equal(torch.isinf(ours), infinite) or not torch.equal(ours[infinite].double(), exact[infinite]):
-        raise AssertionError(f"{name}: infinite values in other places than the reference")
-    if not bool(finite.all()):
-        ours, theirs, exact = ours[finite], theirs[finite], exact[finite]
+    ours, theirs, exact = comparable(ours, theirs, exact, dtype, name)
     for measure in (relative_error, max_error):
         error, torch_error = measure(ours, exact), measure(theirs, exact)
         limit = op_limit(torch_error, dtype, gradient)
         if not error <= limit:
             raise AssertionError(f"{name}: {measure.__name__} {error:.3g}, torch {torch_error:.3g}, limit {limit:.3g}")
+
+
+def assert_net_equal(ours: Tensor, theirs: Tensor, name: str = "output") -> None:
+    """A network's output is within NET_LIMIT of torchvision's, in relative L2.
+
+    Raises:
+        AssertionError: with the error; also for another shape or dtype, and for NaN.
+    """
+    if ours.dtype is not theirs.dtype:
+        raise AssertionError(f"{name}: dtype {ours.dtype} is not {theirs.dtype}")
+    error = relative_error(ours, theirs)
+    if not error <= NET_LIMIT:
+        raise AssertionError(f"{name}: relative error {error:.3g}, limit {NET_LIMIT:g}")
+
+
+def worst(errors: Iterable[float]) -> float:
+    """The largest error; NaN counts as infinite, which ``max`` would pass over."""
+    return max((math.inf if math.isnan(error) else error for error in errors), default=0.0)
 
 
 def geometric_mean(values: Iterable[float]) -> float:

@@ -184,7 +184,9 @@ def test_arguments_by_name() -> None:
 @torch.no_grad()
 def test_containers_keep_the_memory_format() -> None:
     """Also inside of a Sequential of something else, and in torchvision's backbones of detectors and segmenters."""
-    outer = mnv3_fast.accelerate(nn.Sequential(nn.Identity(), copy.deepcopy(cached_parity_model("small"))), inplace=True)
+    outer = mnv3_fast.accelerate(
+        nn.Sequential(nn.Identity(), copy.deepcopy(cached_parity_model("small"))), inplace=True
+    )
     assert outer[1].features(X).is_contiguous()
     last_channels = X.contiguous(memory_format=torch.channels_last)
     assert outer[1].features(last_channels).is_contiguous(memory_format=torch.channels_last)

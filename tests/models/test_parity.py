@@ -29,9 +29,7 @@ VARIANTS: dict[str, tuple[str, dict]] = {
     "small-dilated": ("small", {"dilated": True}),
 }
 MORE_VARIANTS = {
-    f"{net}-{width}": (net, {"width_mult": width})
-    for net in ("large", "small")
-    for width in (0.35, 0.5, 0.75, 1.25)
+    f"{net}-{width}": (net, {"width_mult": width}) for net in ("large", "small") for width in (0.35, 0.5, 0.75, 1.25)
 }
 
 
@@ -69,7 +67,9 @@ def test_equals_torchvision(variant: str, way: str, batch: int, size: tuple[int,
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("variant", VARIANTS | MORE_VARIANTS)
-def test_equals_torchvision_in_full(variant: str, way: str, batch: int, size: tuple[int, int], channels_last: bool) -> None:
+def test_equals_torchvision_in_full(
+    variant: str, way: str, batch: int, size: tuple[int, int], channels_last: bool
+) -> None:
     net, options = (VARIANTS | MORE_VARIANTS)[variant]
     check(net, options, way, batch, size, channels_last)
 

@@ -28,44 +28,48 @@ def declared() -> set[str]:
     return set(re.findall(r"\b((?:aoti_)?torch_\w+)\(", SHIM.read_text()))
 
 
-def compile_with(shim: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    """One file with torch's own headers and ours; a declaration that differs is an error."""
-    (tmp_path / "shim.h").write_text(shim)
-    source = tmp_path / "both.cpp"
-    source.write_text(
-        "#include <torch/csrc/inductor/aoti_torch/c/shim.h>\n#include <torch/csrc/stable/c/shim.h>\n#include \"shim.h\"\n"
-    )
+def compile_with_torch(text: str, tmp_path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Check C++ that follows torch's own headers."""
+    source = tmp_path / "check.cpp"
+    source.write_text(f"#include <torch/csrc/stable/c/shim.h>\n{text}\n")  # which includes aoti_torch/c/shim.h
     include = Path(torch.__file__).parent / "include"
-    command = [COMPILER, "-std=c++20", "-fsyntax-only", "-w", f"-I{include}", f"-I{tmp_path}", str(source)]
+    command = [COMPILER, "-std=c++20", "-fsyntax-only", "-w", f"-I{include}", *flags, str(source)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.skipif(COMPILER is None, reason="needs a compiler")
 def test_declarations_agree_with_torchs_headers(tmp_path: Path) -> None:
     shim = SHIM.read_text()
-    done = compile_with(shim, tmp_path)
+    done = compile_with_torch(shim, tmp_path)
     assert done.returncode == 0, done.stderr[:2000]
-    wrong = shim.replace("AOTITorchError torch_get_num_threads(uint32_t*", "AOTITorchError torch_get_num_threads(int64_t*")
+    wrong = shim.replace(
+        "AOTITorchError torch_get_num_threads(uint32_t*", "AOTITorchError torch_get_num_threads(int64_t*"
+    )
     assert wrong != shim
-    assert compile_with(wrong, tmp_path).returncode != 0
+    assert compile_with_torch(wrong, tmp_path).returncode != 0
 
 
-def undefined() -> set[str]:
-    output = subprocess.run(["nm", "-u", "-D", str(LIBRARY)], capture_output=True, text=True, check=True).stdout
-    return {line.split()[-1].partition("@")[0] for line in output.splitlines()}
+@pytest.mark.skipif(COMPILER is None, reason="needs a compiler")
+@pytest.mark.parametrize(("newer", "fine"), [([], True), (["torch_from_blob"], False)], ids=["ours", "one of 2.11"])
+def test_every_function_is_in_torch_2_10(newer: list[str], fine: bool, tmp_path: Path) -> None:
+    """Torch's headers, told to show what 2.10 has, declare all that we use."""
+    lines = [f"auto* pointer{i} = &{name};" for i, name in enumerate([*sorted(declared()), *newer])]
+    done = compile_with_torch("\n".join(lines), tmp_path, "-DTORCH_TARGET_VERSION=0x020a000000000000")
+    assert (done.returncode == 0) == fine, done.stderr[:2000]
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
 def test_the_binary_asks_torch_for_nothing_else() -> None:
-    of_torch = {name for name in undefined() if "torch" in name or "c10" in name or name.startswith("_ZN2at")}
-    assert of_torch
-    assert of_torch <= declared(), of_torch - declared()
-    assert declared() <= of_torch, f"declared and never used: {declared() - of_torch}"
+    """Undefined are the functions declared, every one, and what versioned C and C++ runtime libraries have."""
+    output = subprocess.run(["nm", "-u", "-D", str(LIBRARY)], capture_output=True, text=True, check=True).stdout
+    undefined = {name for kind, name in (line.split()[-2:] for line in output.splitlines()) if kind == "U"}
+    runtime = re.compile(r".*@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+$|__(asan|ubsan)_")
+    assert {name for name in undefined if not runtime.match(name)} == declared()
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
 def test_kernel_objects_have_no_weak_symbols() -> None:
-    objects = [o for o in (ROOT / "build").rglob("kernels_*.dir/**/*.o") if "asan" not in str(o)]
+    objects = list((ROOT / "build").glob("cmake-*/CMakeFiles/kernels_*.dir/**/*.o"))
     if not objects:
         pytest.skip("needs the objects of a build in this tree")
     for path in objects:
@@ -74,10 +78,19 @@ def test_kernel_objects_have_no_weak_symbols() -> None:
         assert not weak, f"{path.name}: {weak[:3]}"
 
 
-def test_no_torch_header_and_no_torch_below_the_line() -> None:
+def includes(path: Path) -> list[str]:
+    return re.findall(r"^\s*#\s*include\s*(\S+)", path.read_text(), re.MULTILINE)
+
+
+def test_no_torch_header() -> None:
     for path in (ROOT / "csrc").rglob("*.*"):
-        text = path.read_text()
-        assert not re.search(r"#include\s*<(torch|ATen|c10)/", text), path
-        if path.name == "cpu.cpp" or path.parent.name == "simd":
-            assert "torch_shim.h" not in text, path
-            assert "tensor.h" not in text, path
+        assert not [name for name in includes(path) if re.match(r"[<\"](torch|ATen|c10)/", name)], path
+
+
+def test_kernels_know_no_torch_and_no_library_code() -> None:
+    """Inline functions of the standard library would be compiled once per instruction set, and the linker keeps one."""
+    fine = re.compile(r"<(immintrin\.h|arm_neon\.h|stdint\.h|stddef\.h)>|\"(kernels|isa)\.h\"|\"simd/\w+\.h\"")
+    kernels = [*(ROOT / "csrc" / "ops").glob("*/cpu.cpp"), *(ROOT / "csrc" / "simd").glob("*.h")]
+    assert len(kernels) >= 10
+    for path in kernels:
+        assert all(fine.fullmatch(name) for name in includes(path)), f"{path}: {includes(path)}"

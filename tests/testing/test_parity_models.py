@@ -1,19 +1,18 @@
-"""The parity models show faults, torch itself passes on them, and the tolerance rule cannot be moved."""
+"""The parity models show faults and torch itself passes on them; layers and cases are what they say."""
 
 from __future__ import annotations
 
 import copy
-import inspect
+import math
 
 import pytest
 import torch
 import torchvision
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.ops.misc import Conv2dNormActivation
+from torchvision.ops import misc
 
 from mnv3_fast import testing
-from mnv3_fast.testing import tolerance
 
 NETS = ("large", "small")
 
@@ -38,19 +37,21 @@ def test_another_image_moves_the_logits(model: nn.Module, images: torch.Tensor) 
 @pytest.mark.parametrize("fault", testing.FAULTS)
 def test_each_planted_fault_is_found(model: nn.Module, images: torch.Tensor, fault: str) -> None:
     faulty = testing.FAULTS[fault](model)
-    assert testing.relative_error(faulty(images), model(images)) > 10 * testing.NET_LIMIT
+    with pytest.raises(AssertionError, match="relative error"):
+        testing.assert_net_equal(faulty(images), model(images))
+    assert testing.relative_error(faulty(images), model(images)) > 100 * testing.NET_LIMIT
 
 
 @torch.no_grad()
 def test_torch_itself_passes(model: nn.Module, images: torch.Tensor) -> None:
     folded = copy.deepcopy(model)
     for module in folded.modules():
-        if isinstance(module, Conv2dNormActivation):
+        if isinstance(module, misc.Conv2dNormActivation):
             module[0] = fuse_conv_bn_eval(module[0], module[1])
             module[1] = nn.Identity()
     folded = folded.to(memory_format=torch.channels_last)
     error = testing.relative_error(folded(images.to(memory_format=torch.channels_last)), model(images))
-    assert 0 < error < testing.NET_LIMIT / 2
+    assert 0 < error < testing.NET_LIMIT / 4
 
 
 @torch.no_grad()
@@ -71,30 +72,46 @@ def test_parity_models_are_repeatable_and_leave_the_random_state_alone() -> None
     assert not first.training
 
 
-def test_the_rule_is_fixed() -> None:
-    assert (tolerance.OP_FACTOR, tolerance.OP_FLOOR_EPS, tolerance.GRADIENT_FACTOR) == (2.0, 4.0, 3.0)
-    assert (tolerance.NET_LIMIT, tolerance.MEAN_RATIO_LIMIT) == (2e-5, 2.0)
-    assert "import os" not in inspect.getsource(tolerance)
+@torch.no_grad()
+def test_a_detectors_backbone_with_frozen_norms() -> None:
+    """FrozenBatchNorm2d has no training mode; its statistics are set all the same."""
+
+    def build() -> nn.Module:
+        return torchvision.models.mobilenet_v3_small(norm_layer=misc.FrozenBatchNorm2d).features
+
+    backbone = testing.parity_model(build, seed=4, size=97)
+    maps = backbone(testing.parity_images(2, 97, seed=5))
+    assert testing.relative_error(maps[:1], maps[1:]) > 0.1
+    assert torch.isfinite(maps).all()
+    for norm in (m for m in backbone.modules() if isinstance(m, misc.FrozenBatchNorm2d)):
+        assert norm.running_var.std() > 0
+        assert not norm._forward_pre_hooks
 
 
-def test_the_rule_can_fail() -> None:
-    exact = torch.randn(100).double()
-    theirs = exact.float()
-    testing.assert_close_enough(theirs, theirs, exact)
-    with pytest.raises(AssertionError, match="relative_error"):
-        testing.assert_close_enough(theirs * 1.00001, theirs, exact)
-    with pytest.raises(AssertionError, match="max_error"):
-        one_off = theirs.clone()
-        one_off[exact.abs().argmin()] += 3e-6
-        testing.assert_close_enough(one_off, theirs, exact)
-    with pytest.raises(AssertionError, match="NaN"):
-        testing.assert_close_enough(theirs * float("nan"), theirs, exact)
-    with pytest.raises(AssertionError, match="shape"):
-        testing.assert_close_enough(theirs[:50], theirs, exact)
+@torch.no_grad()
+def test_the_recipe() -> None:
+    """Weights, BatchNorm vectors and statistics have the distributions that the recipe names."""
+    model = testing.parity_model("large", seed=6)
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.weight.numel() > 20_000:
+            fan_in = module.weight[0].numel()
+            assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan_in), rel=0.05)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    weight, bias = (torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
+    assert 0.7 <= weight.min() < 0.71
+    assert 1.29 < weight.max() <= 1.3
+    assert bias.std().item() == pytest.approx(0.2, rel=0.05)
+    assert abs(bias.mean().item()) < 0.01
+    for norm in norms:
+        assert norm.running_var.min() > 0
+        assert (norm.eps, norm.momentum) == (1e-3, 0.01)
 
 
 def test_real_layers_add_up_to_the_published_work() -> None:
-    for net, published, classifier in (("large", 216.6, 960 * 1280 + 1280 * 1000), ("small", 56.5, 576 * 1024 + 1024 * 1000)):
+    for net, published, classifier in (
+        ("large", 216.6, 960 * 1280 + 1280 * 1000),
+        ("small", 56.5, 576 * 1024 + 1024 * 1000),
+    ):
         whole = ("stem_conv", "inverted_residual")
         body = sum(layer.macs() for layer in testing.real_layers(net) if layer.op in whole or layer.name == "tail")
         assert body + classifier == testing.layers.network_macs(net)

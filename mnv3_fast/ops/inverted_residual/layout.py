@@ -105,7 +105,10 @@ def check_block(block: Block) -> None:
         if not fits or (name != "depthwise" and shape[2:] != (1, 1)):
             raise ValueError(f"inverted_residual: {name} weight does not fit the block, got {list(shape)}")
         _check(f"{name} weight", layer.weight, shape)
-        for part, vector in (("bias", layer.bias), *zip(("weight", "bias", "mean", "var"), layer.batch_norm, strict=True)):
+        for part, vector in (
+            ("bias", layer.bias),
+            *zip(("weight", "bias", "mean", "var"), layer.batch_norm, strict=True),
+        ):
             if vector is not None:
                 _check(f"{name} {part}", vector, shape[:1])
     if block.squeeze_excite:

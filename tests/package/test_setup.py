@@ -1,0 +1,109 @@
+"""What an install does with and without a compiler."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+pytestmark = [
+    pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the source tree"),
+    pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="needs setuptools"),
+]
+
+
+def load_setup() -> ModuleType:
+    """setup.py as a module; imported, it builds nothing."""
+    spec = importlib.util.spec_from_file_location("mnv3_fast_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def executable(folder: Path, name: str) -> Path:
+    """A file that can be run, and fails."""
+    path = folder / name
+    path.write_text("#!/bin/sh\nexit 1\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("system", ["Windows", "Darwin"])
+def test_other_systems_get_the_python_package(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load_setup()
+    monkeypatch.setattr(module.platform, "system", lambda: system)
+    reason = module.reason_without_extension({"CXX": "c++", "PATH": os.environ["PATH"]})
+    assert reason == f"the kernels are built on Linux only, this is {system}"
+
+
+@pytest.mark.parametrize("name", ["c++", "g++", "clang++"])
+def test_compiler_is_found_by_name(name: str, tmp_path: Path) -> None:
+    module = load_setup()
+    assert "no C++ compiler found (looked for $CXX, c++, g++, clang++)" in module.reason_without_extension(
+        {"PATH": str(tmp_path)}
+    )
+    path = executable(tmp_path, name)
+    assert module.find_compiler({"PATH": str(tmp_path)}) == str(path)
+    assert module.find_compiler({"PATH": str(tmp_path), "CXX": "other"}) == "other"
+
+
+def test_missing_headers_are_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load_setup()
+    monkeypatch.setattr(module.sysconfig, "get_path", lambda name: str(tmp_path))
+    executable(tmp_path, "c++")
+    assert "python3-dev" in module.reason_without_extension({"PATH": str(tmp_path)})
+    (tmp_path / "Python.h").touch()
+    assert module.reason_without_extension({"PATH": str(tmp_path)}) is None
+
+
+def test_each_compiler_has_its_build_folder() -> None:
+    module = load_setup()
+    folders = {module.build_directory(env) for env in ({}, {"CXX": "g++"}, {"CXX": "/opt/x/clang++ -m64"})}
+    assert len(folders) == 3
+    assert all(folder.parent == ROOT / "build" for folder in folders)
+
+
+def build_extension(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """``setup.py build_ext`` into a folder of its own."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("CXX", "CMAKE_ARGS")}
+    command = [
+        sys.executable,
+        "setup.py",
+        "build_ext",
+        "--build-temp",
+        str(folder / "cmake"),
+        "--build-lib",
+        str(folder),
+    ]
+    return subprocess.run(
+        command, cwd=ROOT, env={**kept, **environment}, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_without_compiler_the_build_succeeds(tmp_path: Path) -> None:
+    result = build_extension(tmp_path, PATH=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "mnv3_fast: installing without kernels: no C++ compiler found" in result.stderr
+    assert list(tmp_path.rglob("*.so")) == []
+
+
+def test_failing_compiler_fails_the_build(tmp_path: Path) -> None:
+    pytest.importorskip("pybind11")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    if not (shutil.which("cmake", path=path) and shutil.which("ninja", path=path)):
+        pytest.skip("cmake or ninja is not installed")
+    false = shutil.which("false")
+    assert false
+    result = build_extension(tmp_path, CXX=false)
+    assert result.returncode != 0
+    assert "is not able to compile a simple test program" in result.stdout + result.stderr
