@@ -53,8 +53,9 @@ def _swap(module: nn.Module, swaps: dict[type, type[Fused]], path: str = "") -> 
 
 
 def _guard(module: nn.Module, guards: dict[type, type], inside_sequential: bool = False) -> None:
-    """Put containers in place that keep the input's memory format; of nested Sequentials the outermost."""
-    if isinstance(module, Fused) or not any(isinstance(inside, Fused) for inside in module.modules()):
+    """Put containers in place that keep the input's memory format; the outermost Sequential, none in a block."""
+    is_block = isinstance(module, Fused) or type(module) in torchvision_blocks.SWAPS
+    if is_block or not any(isinstance(inside, Fused) for inside in module.modules()):
         return
     is_sequential = stock_class(type(module)) is nn.Sequential
     if type(module) in guards and not (is_sequential and inside_sequential):

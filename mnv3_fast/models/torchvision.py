@@ -65,7 +65,7 @@ def read_block(module: nn.Module) -> BlockDescription | None:
 
 def block_layers(module: InvertedResidual) -> BlockDescription:
     """``block`` is [expand?, depthwise, squeeze-excite?, project]."""
-    if type(module.block) is not nn.Sequential:
+    if stock_class(type(module.block)) is not nn.Sequential:
         raise Unsupported(f"InvertedResidual.block is a {type(module.block).__name__}, not an nn.Sequential")
     convs: list[ConvLayer] = []
     squeeze_excite = None

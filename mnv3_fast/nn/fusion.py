@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -23,9 +24,10 @@ logger = logging.getLogger("mnv3_fast")
 
 Description = BlockDescription | ConvLayer | SqueezeExciteLayer
 Reader = Callable[[nn.Module], Description]
-_CONV_ATTRIBUTES = ("stride", "padding", "dilation", "groups", "padding_mode")
+_conv_attributes = itemgetter("stride", "padding", "dilation", "groups", "padding_mode")
+_norm_attributes = itemgetter("eps", "training")
+_training = itemgetter("training")
 _PLAIN = (Tensor, nn.Parameter)
-_MISSING = object()
 
 
 def environment_reason() -> str | None:
@@ -119,21 +121,21 @@ class Fusion:
         ]
         self.inside = list(inside)
         self.classes = [type(m) for m in inside]
-        self.children = [(m._modules, list(m._modules.values())) for m in (root, *inside)]
+        self.children = [(m._modules, list(m._modules.values())) for m in (root, *inside) if m._modules]
+        self.leaves = [m._modules for m in inside if not m._modules]
         self.hooks = [
             hooks
             for m in inside
             for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
         ]
         self.dicts = [m.__dict__ for m in inside]
-        self.attributes = [(c.__dict__, name, getattr(c, name)) for c in convs for name in _CONV_ATTRIBUTES]
-        self.attributes += [(n.__dict__, "eps", n.eps) for n in norms]
-        self.attributes += [(n.__dict__, "training", False) for n in norms]
+        self.attributes = [(_conv_attributes, c.__dict__, _conv_attributes(c.__dict__)) for c in convs]
+        self.attributes += [(_norm_attributes, n.__dict__, (n.eps, False)) for n in norms]
         if root._modules.get("drop_path") is not None:
-            self.attributes.append((root.drop_path.__dict__, "training", root.drop_path.training))
+            self.attributes.append((_training, root.drop_path.__dict__, root.drop_path.training))
         for name in ("use_res_connect", "has_skip"):
             if name in root.__dict__:
-                self.attributes.append((root.__dict__, name, root.__dict__[name]))
+                self.attributes.append((itemgetter(name), root.__dict__, root.__dict__[name]))
         self.arguments = flattened(description)[1]
 
     def tensors(self) -> list[Tensor] | None:
@@ -141,8 +143,10 @@ class Fusion:
         for children, expected in self.children:
             if list(children.values()) != expected:
                 return None
-        for attributes, name, value in self.attributes:
-            if attributes.get(name, _MISSING) != value:
+        if any(self.leaves):
+            return None
+        for read, attributes, value in self.attributes:
+            if read(attributes) != value:
                 return None
         for holder, name in self.absent:
             if holder.get(name) is not None:
@@ -157,9 +161,8 @@ class Fusion:
 
     def reason(self) -> str | None:
         """Why a block that is as it was described may not run fused, None if it may."""
-        for hooks in self.hooks:
-            if hooks:
-                return "a module inside has a hook"
+        if any(self.hooks):
+            return "a module inside has a hook"
         for attributes in self.dicts:
             if "forward" in attributes:
                 return "a module inside has a forward of its own"
@@ -210,7 +213,10 @@ def fusion_of(
 ) -> tuple[Fusion, list[Tensor]] | str:
     """The Fusion of a block in eager mode with its tensors as they are now; else the reason why there is none."""
     fusion = root.__dict__.get("_fusion")
-    tensors = None if fusion is None else fusion.tensors()
+    try:
+        tensors = None if fusion is None else fusion.tensors()
+    except KeyError:  # an attribute has gone
+        tensors = None
     if tensors is None:
         root.__dict__.pop("_fusion", None)
         fusion = describe(root, reader, inside)

@@ -2,8 +2,8 @@
 
 An entry is found by the addresses of a block's tensors. It is used only if their version counters, the layout of the
 weights and a fingerprint (BatchNorm vectors and biases whole, 64 values of each larger weight) are as they were when it
-was packed, and it goes when any of the tensors goes. What no check can see, a write to one weight through ``.data`` or NumPy that misses all
-samples, needs ``mnv3_fast.refresh``.
+was packed, and it goes when any of the tensors goes. What no check can see, a write to one weight through ``.data`` or
+NumPy that misses all samples, needs ``mnv3_fast.refresh``.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ def unflatten(tensors: Sequence[Tensor], spec: Sequence[int], constants: Sequenc
     """
     if len(spec) != len(SPEC) or len(constants) != 4 or len(tensors) != _count(spec):
         raise ValueError(
-            f"inverted_residual: got {len(tensors)} tensors, {len(spec)} ints and {len(constants)} constants that do not "
-            "fit each other; flatten a block with mnv3_fast.models.description.describe_block(block).flatten()"
+            f"inverted_residual: {len(tensors)} tensors, {len(spec)} ints and {len(constants)} constants do not fit "
+            "each other; flatten a block with mnv3_fast.models.description.describe_block(block).flatten()"
         )
     rest = list(tensors)
     expand = _take(rest, spec[1], constants[0]) if spec[0] else None
