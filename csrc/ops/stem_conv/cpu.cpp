@@ -57,10 +57,10 @@ void run_tile_of(int64_t pixels, const StemTile& a, int64_t x) {
     if constexpr (P <= kStemPixels) return run_tile<P, Kernel, Stride>(a, x); \
     break;
   switch (pixels) {
-    MNV3_CASE(1)
-    MNV3_CASE(2)
-    MNV3_CASE(3) MNV3_CASE(4) MNV3_CASE(5) MNV3_CASE(6) MNV3_CASE(7) MNV3_CASE(8) MNV3_CASE(9) MNV3_CASE(10)
-        MNV3_CASE(11) MNV3_CASE(12) MNV3_CASE(13) MNV3_CASE(14)
+    // clang-format off
+    MNV3_CASE(1) MNV3_CASE(2) MNV3_CASE(3) MNV3_CASE(4) MNV3_CASE(5) MNV3_CASE(6) MNV3_CASE(7)
+    MNV3_CASE(8) MNV3_CASE(9) MNV3_CASE(10) MNV3_CASE(11) MNV3_CASE(12) MNV3_CASE(13) MNV3_CASE(14)
+    // clang-format on
   }
 #undef MNV3_CASE
 }
