@@ -52,7 +52,8 @@ def main() -> None:
         }
         times = least(calls)
         words = "  ".join(f"{name} {value:5.1f} us" for name, value in times.items())
-        print(f"features.{index}, {len(tensors)} tensors:  {words}  beside {times['module'] - times['run_plan']:5.1f} us")
+        beside = times["module"] - times["run_plan"]
+        print(f"features.{index}, {len(tensors)} tensors:  {words}  beside {beside:5.1f} us")
 
 
 if __name__ == "__main__":
