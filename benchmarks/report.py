@@ -33,7 +33,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         peak = "" if row["percent_of_peak"] is None else f"{row['percent_of_peak']:.0f}%"
         lines.append(
-            f"| {row['rival']} | {time_text(row['median_us'])} | {row['ours_is_faster_by']:.2f} | {peak} | {row['error']:.1e} |"
+            f"| {row['rival']} | {time_text(row['median_us'])} | {row['ours_is_faster_by']:.2f} | {peak} "
+            f"| {row['error']:.1e} |"
         )
     return "\n".join(lines)
 
@@ -50,7 +51,12 @@ def op_table(groups: dict[str, list[dict[str, Any]]], op: str) -> str:
         by_name = {row["rival"]: row for row in rows}
         ours = by_name["mnv3_fast"]
         ratios = [f"{by_name[r]['ours_is_faster_by']:.2f}" if r in by_name else "" for r in rivals]
-        cells = [name.split("/")[1], time_text(ours["median_us"]), f"{ours['percent_of_peak'] or 0:.0f}%", f"{ours['error']:.1e}"]
+        cells = [
+            name.split("/")[1],
+            time_text(ours["median_us"]),
+            f"{ours['percent_of_peak'] or 0:.0f}%",
+            f"{ours['error']:.1e}",
+        ]
         lines.append(f"| {' | '.join(cells + ratios)} |")
     return "\n".join(lines)
 
@@ -59,7 +65,9 @@ def main(paths: list[str]) -> None:
     """Print everything."""
     groups = read([Path(path) for path in paths])
     facts = next(iter(groups.values()))[0]
-    out = [f"{facts['cpu']}, {facts['instruction_set']}, torch {facts['torch']}, {facts['date']}, malloc {facts['malloc']}"]
+    out = [
+        f"{facts['cpu']}, {facts['instruction_set']}, torch {facts['torch']}, {facts['date']}, malloc {facts['malloc']}"
+    ]
     ops = list(dict.fromkeys(name.split("/")[0] for name in groups if name.split("/")[0].count("_")))
     for name, rows in groups.items():
         if name.split("/")[0] not in ops:

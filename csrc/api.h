@@ -11,6 +11,6 @@ MNV3_EXPORT const char* const* mnv3_fast_instruction_sets();  // ends in null
 MNV3_EXPORT const char* mnv3_fast_instruction_set();
 MNV3_EXPORT bool mnv3_fast_set_instruction_set(const char* name);
 MNV3_EXPORT const char* mnv3_fast_take_variant(const char* op);  // null: no such op
-MNV3_EXPORT double mnv3_fast_fma_peak(double seconds);  // GMAC/s of one core
+MNV3_EXPORT double mnv3_fast_fma_peak(double seconds);           // GMAC/s of one core
 MNV3_EXPORT uint64_t mnv3_fast_fingerprint(const std::uintptr_t* pointers, const int64_t* counts, std::size_t n);
 }

@@ -6,11 +6,13 @@ namespace mnv3_fast {
 
 void expect(const char* op, const char* name, const Tensor& tensor, const std::vector<int64_t>& sizes) {
   bool same = tensor.dim() == static_cast<int64_t>(sizes.size());
-  for (std::size_t i = 0; same && i < sizes.size(); i++) same = sizes[i] < 0 || tensor.size(static_cast<int64_t>(i)) == sizes[i];
+  for (std::size_t i = 0; same && i < sizes.size(); i++)
+    same = sizes[i] < 0 || tensor.size(static_cast<int64_t>(i)) == sizes[i];
   if (!tensor.is_float32()) fail(op, std::string(name) + " must be float32");
   if (same) return;
   std::string wanted;
-  for (const int64_t size : sizes) wanted += (wanted.empty() ? "" : ", ") + (size < 0 ? std::string("*") : std::to_string(size));
+  for (const int64_t size : sizes)
+    wanted += (wanted.empty() ? "" : ", ") + (size < 0 ? std::string("*") : std::to_string(size));
   fail(op, std::string(name) + " must be [" + wanted + "], got " + tensor.shape());
 }
 
@@ -32,7 +34,8 @@ void copy_dense(const Tensor& t, float* output) {
 }
 
 void pack_panels(const float* weight, int64_t outputs, int64_t inputs, float* packed, float* padded_bias) {
-  kernels().fold_batch_norm({weight, nullptr, nullptr, nullptr, nullptr, nullptr, 0, outputs, inputs, packed, padded_bias, true});
+  kernels().fold_batch_norm(
+      {weight, nullptr, nullptr, nullptr, nullptr, nullptr, 0, outputs, inputs, packed, padded_bias, true});
 }
 
 ConvArguments::ConvArguments(const char* op, Arguments& args, std::size_t first)
@@ -43,7 +46,8 @@ ConvArguments::ConvArguments(const char* op, Arguments& args, std::size_t first)
       mean_(args.tensor(first + 4)),
       variance_(args.tensor(first + 5)),
       eps_(args.real(first + 6)) {
-  if (!weight_.is_float32() || weight_.dim() < 2 || weight_.dim() > 4) fail(op, "weight must be float32 of 2 to 4 dimensions");
+  if (!weight_.is_float32() || weight_.dim() < 2 || weight_.dim() > 4)
+    fail(op, "weight must be float32 of 2 to 4 dimensions");
   const std::vector<int64_t> vector = {outputs()};
   if (bias_) expect(op, "bias", bias_, vector);
   if (bn_weight_) expect(op, "bn_weight", bn_weight_, vector);
@@ -68,27 +72,30 @@ PackedConv ConvArguments::fold(Carver& carver, bool panels) const {
   }
   if (!folded_weight) return {nullptr, nullptr};
   if (copy) copy_dense(weight_, copy);
-  kernels().fold_batch_norm({copy ? copy : weight_.data(), dense[0], dense[1], dense[2], dense[3], dense[4], eps_, outputs(),
-                             inputs(), folded_weight, folded_bias, panels});
+  kernels().fold_batch_norm({copy ? copy : weight_.data(), dense[0], dense[1], dense[2], dense[3], dense[4], eps_,
+                             outputs(), inputs(), folded_weight, folded_bias, panels});
   std::fill(folded_bias + outputs(), folded_bias + padded, 0.0f);
   return {folded_weight, folded_bias};
 }
 
 Window window_arguments(const char* op, const Arguments& args, std::size_t first, const Tensor& weight) {
-  const Window w = {weight.size(2),           weight.size(3),           args.integer(first),     args.integer(first + 1),
-                    args.integer(first + 2),  args.integer(first + 3),  args.integer(first + 4), args.integer(first + 5),
-                    args.integer(first + 6),  args.integer(first + 7)};
+  const Window w = {weight.size(2),          weight.size(3),          args.integer(first),     args.integer(first + 1),
+                    args.integer(first + 2), args.integer(first + 3), args.integer(first + 4), args.integer(first + 5),
+                    args.integer(first + 6), args.integer(first + 7)};
   constexpr int64_t kMost = 1 << 20;
   const int64_t least_one[] = {w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w};
   const int64_t least_zero[] = {w.pad_left, w.pad_right, w.pad_top, w.pad_bottom};
-  for (const int64_t v : least_one) if (v < 1 || v > kMost) fail(op, "kernel size, stride and dilation must be at least 1");
-  for (const int64_t v : least_zero) if (v < 0 || v > kMost) fail(op, "padding must not be negative");
+  for (const int64_t v : least_one)
+    if (v < 1 || v > kMost) fail(op, "kernel size, stride and dilation must be at least 1");
+  for (const int64_t v : least_zero)
+    if (v < 0 || v > kMost) fail(op, "padding must not be negative");
   if (w.kernel_h > kMostKernelRows) fail(op, "the kernel is too high");
   return w;
 }
 
 int activation_argument(const char* op, int64_t value) {
-  if (value < kNone || value > kHardswish) fail(op, "activation must be 0 (none), 1 (relu) or 2 (hardswish), got " + std::to_string(value));
+  if (value < kNone || value > kHardswish)
+    fail(op, "activation must be 0 (none), 1 (relu) or 2 (hardswish), got " + std::to_string(value));
   return static_cast<int>(value);
 }
 

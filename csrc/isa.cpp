@@ -30,8 +30,9 @@ bool is_available(InstructionSet set) {
 #if defined(__x86_64__)
   if (set == InstructionSet::kAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (set == InstructionSet::kAvx512) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && is_available(InstructionSet::kAvx2);
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           is_available(InstructionSet::kAvx2);
   }
 #endif
   return set == InstructionSet::kBaseline;

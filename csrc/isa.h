@@ -7,7 +7,14 @@ enum class InstructionSet : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
 constexpr int kInstructionSets = 3;
 
 enum Op : int {
-  kFoldBatchNorm, kStemConv, kPointwiseConv, kDepthwiseConv, kSqueezeExciteGate, kSqueezeExcite, kInvertedResidual, kOps
+  kFoldBatchNorm,
+  kStemConv,
+  kPointwiseConv,
+  kDepthwiseConv,
+  kSqueezeExciteGate,
+  kSqueezeExcite,
+  kInvertedResidual,
+  kOps
 };
 
 const char* name_of(InstructionSet set);

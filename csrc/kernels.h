@@ -43,21 +43,23 @@ struct Source {
 
 // weight[o, :] *= s[o], bias[o] = (bias[o] - mean[o]) * s[o] + bn_bias[o], s = bn_weight / sqrt(var + eps), in fp64.
 struct FoldBatchNorm {
-  const float *weight, *bias, *bn_weight, *bn_bias, *bn_mean, *bn_var;  // all but weight may be null; mean and var both or neither
+  const float *weight, *bias, *bn_weight, *bn_bias, *bn_mean,
+      *bn_var;  // all but weight may be null; mean and var both or neither
   double eps;
   int64_t channels, per_channel;  // weight is [channels][per_channel], dense
   float *folded_weight, *folded_bias;
   bool panels;  // write the weight as panels [ceil(channels/16)][per_channel][16], and zeros to the end of the last
 };
 
-// Weights in the order in which layers read them. While a 1x1 conv computes it pulls the next ones towards L2, a line for
-// each k, but never more than kAhead bytes past those in use: the units are busy then and the path to L3 is idle.
+// Weights in the order in which layers read them. While a 1x1 conv computes it pulls the next ones towards L2, a line
+// for each k, but never more than kAhead bytes past those in use: the units are busy then and the path to L3 is idle.
 struct WeightStream {
   const char *next, *end;
 };
 constexpr int64_t kAhead = 512 * 1024;
 
-// output[m, n] = act(sum_k (gate[k] *) input[m, k] * weight[n, k] + bias[n]) (+ residual[m, n]) for panels [panel_begin, panel_end).
+// output[m, n] = act(sum_k (gate[k] *) input[m, k] * weight[n, k] + bias[n]) (+ residual[m, n]) for panels
+// [panel_begin, panel_end).
 struct Pointwise {
   int64_t pixels, inputs, outputs;  // M, K, N
   const float* input;
@@ -150,10 +152,11 @@ struct Block {
   const float *depthwise_weight, *depthwise_bias, *project_weight, *project_bias;
   int expand_activation, depthwise_activation, project_activation;
   bool residual;
-  float* output;  // dense NHWC
+  float* output;         // dense NHWC
   WeightStream* stream;  // or null
 };
-// Blocks of 32 hidden channels are expanded into a ring of rows that stays in L1/L2 until the depthwise conv has read it.
+// Blocks of 32 hidden channels are expanded into a ring of rows that stays in L1/L2 until the depthwise conv has read
+// it.
 constexpr int64_t kHiddenBlock = 32;
 inline int64_t hidden_blocks(const Block& b) { return (b.hidden + kHiddenBlock - 1) / kHiddenBlock; }
 inline int64_t ring_floats(const Block& b) { return b.window.rows() * b.window.pixels(b.output_w) * kHiddenBlock; }
@@ -167,7 +170,8 @@ struct BlockRows {
 inline int64_t block_rows_scratch(const Block& b) {
   return hidden_blocks(b) * ring_floats(b) + zero_floats(b) + b.output_w * round_up(b.hidden, kHiddenBlock);
 }
-// expand and depthwise of all rows, hidden blocks [block_begin, block_end), into a map [H*W][round_up(hidden, 32)] and channel means.
+// expand and depthwise of all rows, hidden blocks [block_begin, block_end), into a map [H*W][round_up(hidden, 32)] and
+// channel means.
 struct BlockChannels {
   Block block;
   int64_t block_begin, block_end;
@@ -182,17 +186,17 @@ struct FmaPeak {
   int64_t* macs;
 };
 
-#define MNV3_KERNELS(X)                 \
-  X(fold_batch_norm, FoldBatchNorm)     \
-  X(stem_strip, StemStrip)              \
-  X(pointwise, Pointwise)               \
-  X(depthwise_row, DepthwiseRow)        \
-  X(depthwise_strip, DepthwiseStrip)    \
-  X(squeeze_excite_layer, Pointwise)    \
-  X(channel_sums, ChannelSums)          \
-  X(scale_pixels, ScalePixels)          \
-  X(block_rows, BlockRows)              \
-  X(block_channels, BlockChannels)      \
+#define MNV3_KERNELS(X)              \
+  X(fold_batch_norm, FoldBatchNorm)  \
+  X(stem_strip, StemStrip)           \
+  X(pointwise, Pointwise)            \
+  X(depthwise_row, DepthwiseRow)     \
+  X(depthwise_strip, DepthwiseStrip) \
+  X(squeeze_excite_layer, Pointwise) \
+  X(channel_sums, ChannelSums)       \
+  X(scale_pixels, ScalePixels)       \
+  X(block_rows, BlockRows)           \
+  X(block_channels, BlockChannels)   \
   X(fma_peak, FmaPeak)
 
 struct Kernels {

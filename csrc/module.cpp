@@ -12,30 +12,46 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU features, instruction sets and checks of the mnv3_fast kernels.";
-  m.def("cpu_features", [] {
-    std::vector<std::string> features;
-    for (const char* const* name = mnv3_fast_cpu_features(); *name; name++) features.emplace_back(*name);
-    return features;
-  }, "Names of the CPU's features that matter to the kernels.");
-  m.def("instruction_sets", [] {
-    std::vector<std::string> sets;
-    for (const char* const* name = mnv3_fast_instruction_sets(); *name; name++) sets.emplace_back(*name);
-    return sets;
-  }, "Instruction sets that were built and run on this CPU, slowest first.");
+  m.def(
+      "cpu_features",
+      [] {
+        std::vector<std::string> features;
+        for (const char* const* name = mnv3_fast_cpu_features(); *name; name++) features.emplace_back(*name);
+        return features;
+      },
+      "Names of the CPU's features that matter to the kernels.");
+  m.def(
+      "instruction_sets",
+      [] {
+        std::vector<std::string> sets;
+        for (const char* const* name = mnv3_fast_instruction_sets(); *name; name++) sets.emplace_back(*name);
+        return sets;
+      },
+      "Instruction sets that were built and run on this CPU, slowest first.");
   m.def("instruction_set", [] { return std::string(mnv3_fast_instruction_set()); }, "The instruction set in use.");
-  m.def("set_instruction_set", [](const std::string& name) {
-    if (!mnv3_fast_set_instruction_set(name.c_str())) throw std::invalid_argument("instruction set not available: " + name);
-  }, py::arg("name"), "Use another instruction set from now on.");
-  m.def("take_variant", [](const std::string& op) -> std::string {
-    const char* set = mnv3_fast_take_variant(op.c_str());
-    if (!set) throw std::invalid_argument("no such op: " + op);
-    return set;
-  }, py::arg("op"), "The instruction set of the code that ran last for an op, '' if none has since this was asked.");
+  m.def(
+      "set_instruction_set",
+      [](const std::string& name) {
+        if (!mnv3_fast_set_instruction_set(name.c_str()))
+          throw std::invalid_argument("instruction set not available: " + name);
+      },
+      py::arg("name"), "Use another instruction set from now on.");
+  m.def(
+      "take_variant",
+      [](const std::string& op) -> std::string {
+        const char* set = mnv3_fast_take_variant(op.c_str());
+        if (!set) throw std::invalid_argument("no such op: " + op);
+        return set;
+      },
+      py::arg("op"), "The instruction set of the code that ran last for an op, '' if none has since this was asked.");
   m.def("fma_peak", &mnv3_fast_fma_peak, py::arg("seconds") = 0.2, py::call_guard<py::gil_scoped_release>(),
         "Multiply-adds a second of one core with the instruction set in use, in 1e9: the best of `seconds` of trying.");
-  m.def("fingerprint", [](const std::vector<std::uintptr_t>& pointers, const std::vector<std::int64_t>& counts) {
-    if (pointers.size() != counts.size()) throw std::invalid_argument("fingerprint: as many counts as pointers");
-    return mnv3_fast_fingerprint(pointers.data(), counts.data(), pointers.size());
-  }, py::arg("pointers"), py::arg("counts"),
-     "A hash of float32 arrays: every value of those with at most 4096, 64 evenly spread ones of the others.");
+  m.def(
+      "fingerprint",
+      [](const std::vector<std::uintptr_t>& pointers, const std::vector<std::int64_t>& counts) {
+        if (pointers.size() != counts.size()) throw std::invalid_argument("fingerprint: as many counts as pointers");
+        return mnv3_fast_fingerprint(pointers.data(), counts.data(), pointers.size());
+      },
+      py::arg("pointers"), py::arg("counts"),
+      "A hash of float32 arrays: every value of those with at most 4096, 64 evenly spread ones of the others.");
 }

@@ -13,8 +13,8 @@ inline int thread_count() {
   return torch_get_num_threads(&threads) == 0 && threads > 0 ? static_cast<int>(threads) : 1;
 }
 
-// f(i) for each i of [0, n), spread over threads. Right whichever way the range is handed out, also whole to the calling
-// thread inside of another parallel region. The first exception is thrown again after all have ended.
+// f(i) for each i of [0, n), spread over threads. Right whichever way the range is handed out, also whole to the
+// calling thread inside of another parallel region. The first exception is thrown again after all have ended.
 template <class F>
 void parallel_for(int64_t n, const F& f) {
   struct Call {
@@ -32,7 +32,8 @@ void parallel_for(int64_t n, const F& f) {
     }
   };
   if (n == 1) run(0, 1, &call);
-  else if (torch_parallel_for(0, n, 1, run, &call) != 0) throw std::runtime_error("mnv3_fast: torch_parallel_for failed");
+  else if (torch_parallel_for(0, n, 1, run, &call) != 0)
+    throw std::runtime_error("mnv3_fast: torch_parallel_for failed");
   if (call.error) std::rethrow_exception(call.error);
 }
 

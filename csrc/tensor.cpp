@@ -63,20 +63,23 @@ std::string Tensor::shape() const {
 
 Tensor empty_float32(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
   AtenTensorHandle handle = nullptr;
-  check(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), aoti_torch_dtype_float32(),
-                                 aoti_torch_device_type_cpu(), 0, &handle),
+  check(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                 aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, &handle),
         "allocating an output");
   return Tensor(handle);
 }
 
-Tensor empty_map(int64_t n, int64_t c, int64_t h, int64_t w) { return empty_float32({n, c, h, w}, {h * w * c, 1, w * c, c}); }
+Tensor empty_map(int64_t n, int64_t c, int64_t h, int64_t w) {
+  return empty_float32({n, c, h, w}, {h * w * c, 1, w * c, c});
+}
 
 Tensor empty_matrix(int64_t rows, int64_t columns) { return empty_float32({rows, columns}, {columns, 1}); }
 
 namespace {
 
 AtenTensorHandle take_optional(StableIValue value) {
-  // Encoding of an optional for extensions of version 2.10: null, or a StableIValue on the heap that the receiver frees.
+  // Encoding of an optional for extensions of version 2.10: null, or a StableIValue on the heap that the receiver
+  // frees.
   StableIValue* boxed = reinterpret_cast<StableIValue*>(value);
   if (!boxed) return nullptr;
   const AtenTensorHandle handle = reinterpret_cast<AtenTensorHandle>(*boxed);
@@ -115,7 +118,8 @@ double Arguments::real(std::size_t i) const {
 
 RegisterCpu::RegisterCpu(const char* name, BoxedKernel kernel) {
   static TorchLibraryHandle library = nullptr;
-  if (!library) check(aoti_torch_library_init_impl("mnv3_fast", "CPU", __FILE__, __LINE__, &library), "registering kernels");
+  if (!library)
+    check(aoti_torch_library_init_impl("mnv3_fast", "CPU", __FILE__, __LINE__, &library), "registering kernels");
   constexpr uint64_t kTorch210 = (uint64_t{2} << 56) | (uint64_t{10} << 48);
   check(torch_library_impl(library, name, kernel, kTorch210), "registering a kernel");
 }

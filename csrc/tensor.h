@@ -9,7 +9,9 @@
 
 namespace mnv3_fast {
 
-[[noreturn]] inline void fail(const char* op, const std::string& message) { throw std::runtime_error(std::string(op) + ": " + message); }
+[[noreturn]] inline void fail(const char* op, const std::string& message) {
+  throw std::runtime_error(std::string(op) + ": " + message);
+}
 
 inline void check(AOTITorchError error, const char* what) {
   if (error != 0) throw std::runtime_error(std::string("mnv3_fast: ") + what + " failed");
@@ -35,7 +37,9 @@ class Tensor {
   bool is_float32() const { return dtype_ == aoti_torch_dtype_float32(); }
   bool is_uint8() const { return dtype_ == aoti_torch_dtype_uint8(); }
   template <class T = float>
-  T* data() const { return static_cast<T*>(data_); }
+  T* data() const {
+    return static_cast<T*>(data_);
+  }
   AtenTensorHandle release() { return std::exchange(handle_, nullptr); }
   std::string shape() const;  // "[1, 16, 112, 112]"
 
@@ -72,7 +76,8 @@ inline void set_result(StableIValue* stack, std::size_t i, Tensor&& tensor) {
 }
 
 using BoxedKernel = void (*)(StableIValue*, uint64_t, uint64_t);
-// A static object of this type in a binding registers the CPU kernel of torch.ops.mnv3_fast.<name> when the library is loaded.
+// A static object of this type in a binding registers the CPU kernel of torch.ops.mnv3_fast.<name> when the library is
+// loaded.
 struct RegisterCpu {
   RegisterCpu(const char* name, BoxedKernel kernel);
 };

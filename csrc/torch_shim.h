@@ -26,8 +26,9 @@ AOTITorchError aoti_torch_get_strides(AtenTensorHandle tensor, int64_t** ret_str
 AOTITorchError aoti_torch_get_dtype(AtenTensorHandle tensor, int32_t* ret_dtype);
 AOTITorchError aoti_torch_get_device_type(AtenTensorHandle tensor, int32_t* ret_device_type);
 AOTITorchError aoti_torch_get_layout(AtenTensorHandle tensor, int32_t* ret_layout);
-AOTITorchError aoti_torch_empty_strided(int64_t ndim, const int64_t* sizes_ptr, const int64_t* strides_ptr, int32_t dtype,
-                                        int32_t device_type, int32_t device_index, AtenTensorHandle* ret_new_tensor);
+AOTITorchError aoti_torch_empty_strided(int64_t ndim, const int64_t* sizes_ptr, const int64_t* strides_ptr,
+                                        int32_t dtype, int32_t device_type, int32_t device_index,
+                                        AtenTensorHandle* ret_new_tensor);
 AOTITorchError aoti_torch_delete_tensor_object(AtenTensorHandle tensor);
 
 AOTITorchError torch_delete_list(StableListHandle list_handle);
@@ -38,6 +39,6 @@ AOTITorchError torch_get_num_threads(uint32_t* out_num_threads);
 
 AOTITorchError aoti_torch_library_init_impl(const char* ns, const char* k, const char* file, uint32_t line,
                                             TorchLibraryHandle* ret_new_torch_lib);
-AOTITorchError torch_library_impl(TorchLibraryHandle self, const char* name, void (*fn)(StableIValue*, uint64_t, uint64_t),
-                                  uint64_t extension_build_version);
+AOTITorchError torch_library_impl(TorchLibraryHandle self, const char* name,
+                                  void (*fn)(StableIValue*, uint64_t, uint64_t), uint64_t extension_build_version);
 }

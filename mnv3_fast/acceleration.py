@@ -52,7 +52,8 @@ def _guard_formats(module: nn.Module) -> bool:
             return False
         module.__class__ = torchvision_blocks.Sequential
         return True
-    return any([_guard_formats(child) for child in module._modules.values() if child is not None])
+    found = [_guard_formats(child) for child in module._modules.values() if child is not None]
+    return any(found)
 
 
 def share(model: nn.Module) -> nn.Module:

@@ -31,4 +31,3 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
         return
     with _library.force_instruction_set(request.param):
         yield request.param
-

@@ -1,8 +1,8 @@
 """Whole networks against torchvision's own, in one interleaved run a cell.
 
 At batch 32 torch allocates and frees maps of many megabytes on each layer; glibc gives those back to the system each
-time, unless it is told not to (``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_``). ``make bench`` runs it both ways
-and the allocator's setting stands in ``extra_info``.
+time, unless it is told not to (``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_``). ``make bench`` runs it
+both ways and the allocator's setting stands in ``extra_info``.
 """
 
 from __future__ import annotations

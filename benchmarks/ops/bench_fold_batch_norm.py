@@ -26,5 +26,11 @@ def bench_fold_batch_norm(compete: Callable[..., None], outputs: int, inputs: in
         return error
 
     compete(
-        f"fold_batch_norm/{case.name}", rival, lambda: op_rivals(case), check, "mnv3_fast", outputs * inputs, 8 * outputs * inputs
+        f"fold_batch_norm/{case.name}",
+        rival,
+        lambda: op_rivals(case),
+        check,
+        "mnv3_fast",
+        outputs * inputs,
+        8 * outputs * inputs,
     )

@@ -47,4 +47,6 @@ def bench_layer(compete: Callable[..., None], name: str, layer: RealLayer, rival
 
     group = f"{layer.op}/{name}" + ("/compiled" if rival == COMPILED else "")
     with torch.inference_mode():
-        compete(group, rival, lambda: op_rivals(case, rival == COMPILED), check, "mnv3_fast", layer.macs(), layer.bytes())
+        compete(
+            group, rival, lambda: op_rivals(case, rival == COMPILED), check, "mnv3_fast", layer.macs(), layer.bytes()
+        )

@@ -1,4 +1,5 @@
-// torch.ops.mnv3_fast.run_plan(Tensor input, Tensor plan, int[] geometry) -> Tensor. The geometry is for the fake kernel.
+// torch.ops.mnv3_fast.run_plan(Tensor input, Tensor plan, int[] geometry) -> Tensor. The geometry is for the fake
+// kernel.
 #include "engine/executor.h"
 #include "tensor.h"
 
@@ -23,8 +24,8 @@ void run_plan(StableIValue* stack, uint64_t, uint64_t) {
   Tensor output = plan.output_is_map ? empty_map(input.size(0), plan.output_channels, height, width)
                                      : empty_matrix(input.size(0), plan.output_channels);
   execute(plan,
-          {input.data<void>(), input.is_uint8(), input.size(0), input.size(1), input.size(2), input.size(3), input.stride(0),
-           input.stride(1), input.stride(2), input.stride(3)},
+          {input.data<void>(), input.is_uint8(), input.size(0), input.size(1), input.size(2), input.size(3),
+           input.stride(0), input.stride(1), input.stride(2), input.stride(3)},
           output.data());
   set_result(stack, 0, std::move(output));
 }

@@ -12,7 +12,9 @@ constexpr int64_t kVersion = 1;
 constexpr int64_t kHeaderWords = 16, kNodeWords = 48;
 constexpr int64_t kMostNodes = 4096, kMostChannels = 1 << 20, kMostTaps = 64;
 
-[[noreturn]] void corrupt(const std::string& what) { throw std::runtime_error("run_plan: the plan is not valid: " + what); }
+[[noreturn]] void corrupt(const std::string& what) {
+  throw std::runtime_error("run_plan: the plan is not valid: " + what);
+}
 
 // Reads the words of one node; each getter checks the range.
 class Words {
@@ -39,7 +41,8 @@ class Words {
   }
   const float* floats(int64_t i, int64_t count, const char* what) const {
     const int64_t at = word(i);
-    if (at < 0 || at % 4 != 0 || at > bytes_ || count > (bytes_ - at) / 4) corrupt(std::string(what) + " lies outside of it");
+    if (at < 0 || at % 4 != 0 || at > bytes_ || count > (bytes_ - at) / 4)
+      corrupt(std::string(what) + " lies outside of it");
     return reinterpret_cast<const float*>(data_ + at);
   }
   const float* panels(int64_t i, int64_t inputs, int64_t outputs, const char* what) const {
@@ -134,15 +137,18 @@ void check_chain(const Plan& plan) {
     const bool wants_map = node.kind != kLinearNode;
     if (wants_map != is_map) corrupt("node " + std::to_string(i) + " does not fit the one before it");
     if (node.kind == kStemNode && i != 0) corrupt("a stem stands inside");
-    const int64_t inputs = node.kind == kStemNode ? node.stem.inputs : node.kind == kBlockNode ? node.block.inputs
-                           : node.kind == kPoolNode ? channels : node.linear.inputs;
+    const int64_t inputs = node.kind == kStemNode    ? node.stem.inputs
+                           : node.kind == kBlockNode ? node.block.inputs
+                           : node.kind == kPoolNode  ? channels
+                                                     : node.linear.inputs;
     if (inputs != channels) corrupt("node " + std::to_string(i) + " wants another number of channels");
     if (node.kind == kStemNode) channels = node.stem.outputs;
     if (node.kind == kBlockNode) channels = node.block.outputs;
     if (node.kind == kPointwiseNode || node.kind == kLinearNode) channels = node.linear.outputs;
     if (node.kind == kPoolNode) is_map = false;
   }
-  if (channels != plan.output_channels || is_map != plan.output_is_map) corrupt("its output is not what its header says");
+  if (channels != plan.output_channels || is_map != plan.output_is_map)
+    corrupt("its output is not what its header says");
 }
 
 }  // namespace
@@ -151,7 +157,8 @@ Plan read_plan(const uint8_t* data, int64_t bytes) {
   if (bytes < kHeaderWords * 8) corrupt("it has " + std::to_string(bytes) + " bytes");
   const Words header(data, bytes, 0);
   if (header.word(0) != kMagic) corrupt("it does not start with MNV3PLAN");
-  if (header.word(1) != kVersion) corrupt("it has version " + std::to_string(header.word(1)) + ", this build reads version 1");
+  if (header.word(1) != kVersion)
+    corrupt("it has version " + std::to_string(header.word(1)) + ", this build reads version 1");
   if (header.word(2) != bytes) corrupt("it has another size than its header says");
   const int64_t count = header.between(3, 1, kMostNodes, "the number of nodes");
   if (kHeaderWords * 8 + count * kNodeWords * 8 > bytes) corrupt("its table of nodes is cut off");

@@ -25,11 +25,14 @@ MNV3_INLINE Vec<L> hardswish(Vec<L> x) {
 template <int L, int Rows, int Columns>
 MNV3_INLINE void activate(Vec<L> (&tile)[Rows][Columns], int activation, float slope) {
   if (activation == kRelu) {
-    MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int j = 0; j < Columns; j++) tile[i][j] = relu<L>(tile[i][j]);
+    MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int j = 0; j < Columns; j++) tile[i][j] =
+        relu<L>(tile[i][j]);
   } else if (activation == kHardswish) {
-    MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int j = 0; j < Columns; j++) tile[i][j] = hardswish<L>(tile[i][j]);
+    MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int j = 0; j < Columns; j++) tile[i][j] =
+        hardswish<L>(tile[i][j]);
   } else if (activation == kHardsigmoid) {
-    MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int j = 0; j < Columns; j++) tile[i][j] = hardsigmoid<L>(tile[i][j], slope);
+    MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int j = 0; j < Columns; j++) tile[i][j] =
+        hardsigmoid<L>(tile[i][j], slope);
   }
 }
 

@@ -52,7 +52,8 @@ MNV3_INLINE void gather_pixels(const float* input, int64_t pixel_stride, int64_t
                                int64_t channels, float* output, int64_t output_stride) {
   if (channel_stride == 1 && channels >= kPanel) {
     for (int64_t p = 0; p < pixels; p++) {
-      for (int v = 0; v < kPanel; v += kLanes) store<kLanes>(output + p * output_stride + v, load<kLanes>(input + p * pixel_stride + v));
+      for (int v = 0; v < kPanel; v += kLanes)
+        store<kLanes>(output + p * output_stride + v, load<kLanes>(input + p * pixel_stride + v));
     }
     return;
   }
@@ -65,8 +66,10 @@ MNV3_INLINE void gather_pixels(const float* input, int64_t pixel_stride, int64_t
   }
   for (int64_t c = 0; c < kPanel; c++) {
     const float* in = input + c * channel_stride;
-    if (c < channels) for (int64_t p = 0; p < pixels; p++) output[p * output_stride + c] = in[p * pixel_stride];
-    else for (int64_t p = 0; p < pixels; p++) output[p * output_stride + c] = 0;
+    if (c < channels)
+      for (int64_t p = 0; p < pixels; p++) output[p * output_stride + c] = in[p * pixel_stride];
+    else
+      for (int64_t p = 0; p < pixels; p++) output[p * output_stride + c] = 0;
   }
 }
 

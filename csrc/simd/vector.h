@@ -38,8 +38,9 @@ using Vec = typename VectorOf<L>::type;
 
 #if defined(MNV3_ISA_AVX512)
 constexpr int kLanes = 16;
-constexpr int kTileRows = 14;   // pixels of a 1x1 conv tile: 14 x 2 accumulators + 2 weights + 1 broadcast of 32 registers
-constexpr int kTilePanels = 2;  // panels of 16 channels side by side in a tile
+constexpr int kTileRows =
+    14;  // pixels of a 1x1 conv tile: 14 x 2 accumulators + 2 weights + 1 broadcast of 32 registers
+constexpr int kTilePanels = 2;   // panels of 16 channels side by side in a tile
 constexpr int kTilePixels = 14;  // output pixels of a depthwise or stem tile
 #elif defined(MNV3_ISA_AVX2)
 constexpr int kLanes = 8;
@@ -69,8 +70,8 @@ template <int L>
 MNV3_INLINE Vec<L> broadcast(float x) {
   return x - Vec<L>{};
 }
-// max(x, low) and min(x, high) that keep a NaN in x. On x86 that is the instruction itself with x as its second operand,
-// which GCC does not find in a comparison.
+// max(x, low) and min(x, high) that keep a NaN in x. On x86 that is the instruction itself with x as its second
+// operand, which GCC does not find in a comparison.
 template <int L>
 MNV3_INLINE Vec<L> at_least(Vec<L> x, Vec<L> low) {
 #if defined(MNV3_ISA_AVX512)
@@ -122,7 +123,8 @@ MNV3_INLINE void store_half(float*, V) {}  // vectors of sixteen exist with AVX-
 template <int L, int Rows, int Vectors>
 MNV3_INLINE void store_tile(float* p, int64_t stride, int64_t columns, const Vec<L> (&tile)[Rows][Vectors]) {
   if (__builtin_expect(columns >= Vectors * L, 1)) {
-    MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int v = 0; v < Vectors; v++) store<L>(p + i * stride + v * L, tile[i][v]);
+    MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int v = 0; v < Vectors; v++)
+        store<L>(p + i * stride + v * L, tile[i][v]);
     return;
   }
   if (columns <= 0) return;  // lanes past the last channel
@@ -133,18 +135,21 @@ MNV3_INLINE void store_tile(float* p, int64_t stride, int64_t columns, const Vec
     }
   }
   float copy[Rows][Vectors * L];
-  MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int v = 0; v < Vectors; v++) store<L>(copy[i] + v * L, tile[i][v]);
+  MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int v = 0; v < Vectors; v++)
+      store<L>(copy[i] + v * L, tile[i][v]);
   for (int i = 0; i < Rows; i++) __builtin_memcpy(p + i * stride, copy[i], columns * sizeof(float));
 }
 // tile += map.
 template <int L, int Rows, int Vectors>
 MNV3_INLINE void add_tile(const float* p, int64_t stride, int64_t columns, Vec<L> (&tile)[Rows][Vectors]) {
   if (__builtin_expect(columns >= Vectors * L, 1)) {
-    MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int v = 0; v < Vectors; v++) tile[i][v] += load<L>(p + i * stride + v * L);
+    MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int v = 0; v < Vectors; v++) tile[i][v] +=
+        load<L>(p + i * stride + v * L);
   } else {
     float copy[Rows][Vectors * L];
     for (int i = 0; i < Rows; i++) __builtin_memcpy(copy[i], p + i * stride, columns * sizeof(float));
-    MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int v = 0; v < Vectors; v++) tile[i][v] += load<L>(copy[i] + v * L);
+    MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int v = 0; v < Vectors; v++) tile[i][v] +=
+        load<L>(copy[i] + v * L);
   }
 }
 

@@ -47,7 +47,9 @@ def bench(
     console.print(table_of(rows))
     console.print(machine_line(facts))
     plot = _plot(rows, output / "bench.png")
-    console.print(f"report: {output}/bench.json, bench.csv{', bench.png' if plot else ' (no plot: matplotlib is missing)'}")
+    console.print(
+        f"report: {output}/bench.json, bench.csv{', bench.png' if plot else ' (no plot: matplotlib is missing)'}"
+    )
 
 
 def measure(net: str, batch: int, threads: int, size: int, seconds: float, compiled: bool) -> list[dict[str, Any]]:
@@ -85,7 +87,9 @@ def measure(net: str, batch: int, threads: int, size: int, seconds: float, compi
 
 def table_of(rows: list[dict[str, Any]]) -> Table:
     """The rows for a terminal."""
-    table = Table("net", "batch", "threads", "size", "", "ms", "p99", "spread", "frozen is faster by", "% of peak", "error")
+    table = Table(
+        "net", "batch", "threads", "size", "", "ms", "p99", "spread", "frozen is faster by", "% of peak", "error"
+    )
     for row in rows:
         table.add_row(
             row["net"], str(row["batch"]), str(row["threads"]), str(row["size"]), row["rival"], f"{row['ms']:.3f}",
@@ -107,7 +111,10 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> bool:
     names = list(dict.fromkeys(r["rival"] for r in rows))
     figure, axes = pyplot.subplots(figsize=(2 + 2.2 * len(cells), 4))
     for i, name in enumerate(names):
-        values = [next(r["gmacs"] for r in rows if (r["net"], r["batch"], r["threads"], r["size"], r["rival"]) == (*c, name)) for c in cells]
+        values = [
+            next(r["gmacs"] for r in rows if (r["net"], r["batch"], r["threads"], r["size"], r["rival"]) == (*c, name))
+            for c in cells
+        ]
         axes.bar([j + i / (len(names) + 1) for j in range(len(cells))], values, 1 / (len(names) + 1), label=name)
     axes.set_xticks([j + 0.4 for j in range(len(cells))], [f"{n}\nb{b} t{t} @{s}" for n, b, t, s in cells])
     axes.set_ylabel("GMAC/s")

@@ -39,7 +39,9 @@ def demo(
         if categories:
             classes += name_classes(net, model, x, categories)
     if weights is None:
-        console.print("weights: seeded random parity weights, so classes mean nothing; --weights DEFAULT downloads trained ones")
+        console.print(
+            "weights: seeded random parity weights, so classes mean nothing; --weights DEFAULT downloads trained ones"
+        )
     console.print(table_of(rows))
     for row in classes:
         console.print(f"{row['net']}, photo {row['photo']}: {row['class']} ({row['probability']:.0%})")
@@ -64,7 +66,9 @@ def load_photos(paths: list[Path] | None) -> tuple[list[Any], str]:
     try:
         from skimage import data
     except ImportError:
-        fail("photos come from scikit-image, which is not installed: `pip install mnv3-fast[bench]`, or name image files")
+        fail(
+            "photos come from scikit-image, which is not installed: `pip install mnv3-fast[bench]`, or name image files"
+        )
     return [Image.fromarray(getattr(data, name)()) for name in PHOTOS], f"{', '.join(PHOTOS)} from scikit-image"
 
 
@@ -90,7 +94,9 @@ def build(net: str, weights: str | None) -> tuple[nn.Module, Any, list[str] | No
     return model, chosen.transforms(), chosen.meta["categories"]
 
 
-def compare(net: str, model: nn.Module, x: Tensor, photos: Tensor, seconds: float, threads: int) -> list[dict[str, Any]]:
+def compare(
+    net: str, model: nn.Module, x: Tensor, photos: Tensor, seconds: float, threads: int
+) -> list[dict[str, Any]]:
     """One interleaved run on a batch; errors and top-5 on all photos."""
     from mnv3_fast.testing.measure import interleave, pinned
     from mnv3_fast.testing.rivals import model_rivals

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
 from torchvision.models.mobilenetv3 import InvertedResidual
 
 from mnv3_fast.engine.op import OP
@@ -69,7 +68,9 @@ class Engine(nn.Module):
         if input.device != self.plan.device:
             raise ValueError(f"Engine: input must be on {self.plan.device} as the engine is, got {input.device}")
         if input.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError("Engine: an engine is for inference and the input requires grad; use mnv3_fast.accelerate")
+            raise RuntimeError(
+                "Engine: an engine is for inference and the input requires grad; use mnv3_fast.accelerate"
+            )
 
     def train(self, mode: bool = True) -> Engine:
         """An engine has no training mode; it stays in eval mode whatever a surrounding model does."""
@@ -77,7 +78,9 @@ class Engine(nn.Module):
 
     def extra_repr(self) -> str:
         kind = "features" if self.geometry[0] == 0 else "map"
-        return f"{self.source}, plan of {self.plan.numel() / 2**20:.1f} MiB, output {kind} of {self.geometry[1]} channels"
+        return (
+            f"{self.source}, plan of {self.plan.numel() / 2**20:.1f} MiB, output {kind} of {self.geometry[1]} channels"
+        )
 
 
 def freeze(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -110,7 +113,9 @@ def freeze(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     reasons: list[str] = []
     if not _freeze_children(copied, reasons):
         known = [] if "no known" in reason and reasons else [reason]
-        raise ValueError(f"freeze: nothing in {type(model).__name__} can be frozen: {'; '.join([*known, *reasons][:3])}")
+        raise ValueError(
+            f"freeze: nothing in {type(model).__name__} can be frozen: {'; '.join([*known, *reasons][:3])}"
+        )
     return copied
 
 

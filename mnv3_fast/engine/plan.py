@@ -1,7 +1,8 @@
 """Plans: a network, or one block, packed into one uint8 tensor that ``torch.ops.mnv3_fast.run_plan`` executes.
 
-Layout, little-endian: 16 header words of int64 (magic "MNV3PLAN", version, bytes, nodes, input channels, output channels,
-whether the output is a map), then 48 words a node (the kind first; see the ``add_*`` methods), then float32 data, each
+Layout, little-endian: 16 header words of int64 (magic "MNV3PLAN", version, bytes, nodes, input channels, output
+channels, whether the output is a map), then 48 words a node (the kind first; see the ``add_*``
+methods), then float32 data, each
 array on a 64-byte boundary. Offsets count bytes from the start. The packed layouts are the same for every instruction
 set, so a plan moves between machines as it is:
 
@@ -92,9 +93,7 @@ class PlanBuilder:
             node.data |= {17: scale.detach().float(), 18: shift.detach().float()}
         self._append(node, weight.shape[0])
 
-    def add_block(
-        self, tensors: Sequence[Tensor], spec: Sequence[int], constants: Sequence[float]
-    ) -> None:
+    def add_block(self, tensors: Sequence[Tensor], spec: Sequence[int], constants: Sequence[float]) -> None:
         """An inverted residual block in the flattened form of ``mnv3_fast::inverted_residual``.
 
         Words: 1 inputs, 2 hidden, 3 outputs, 4-13 window, 14 has expand, 15 expand activation, 16 depthwise

@@ -1,4 +1,4 @@
-"""What a plan computes, in plain torch: the specification of csrc/engine, and the executor where there are no kernels."""
+"""What a plan computes, in plain torch: the specification of csrc/engine, and the executor without kernels."""
 
 from __future__ import annotations
 

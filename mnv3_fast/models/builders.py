@@ -18,7 +18,9 @@ def _build(builder: Callable[..., nn.Module], weights: Any, progress: bool, opti
     unknown = sorted(set(options) - KNOWN)
     if unknown:
         # torchvision swallows them, so that a misspelled width_mult silently builds the full width.
-        warnings.warn(f"{builder.__name__}: unknown options are ignored: {', '.join(unknown)}", UserWarning, stacklevel=3)
+        warnings.warn(
+            f"{builder.__name__}: unknown options are ignored: {', '.join(unknown)}", UserWarning, stacklevel=3
+        )
     width = options.get("width_mult", 1.0)
     if not width > 0:
         raise ValueError(f"{builder.__name__}: width_mult must be greater than 0, got {width}")

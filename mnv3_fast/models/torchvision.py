@@ -81,7 +81,12 @@ def read_head(classifier: nn.Module) -> tuple[tuple[LinearLayer, ...], tuple[nn.
     for i, module in enumerate(modules):
         if type(module) is nn.Linear and not has_hooks(module):
             layers.append(LinearLayer(module, "none"))
-        elif type(module) in (nn.Hardswish, nn.ReLU) and layers and layers[-1].activation == "none" and not has_hooks(module):
+        elif (
+            type(module) in (nn.Hardswish, nn.ReLU)
+            and layers
+            and layers[-1].activation == "none"
+            and not has_hooks(module)
+        ):
             layers[-1] = LinearLayer(layers[-1].linear, read_activation(module))
         elif not isinstance(module, (nn.Dropout, nn.Identity)):
             break

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from mnv3_fast.models.description import BlockDescription, ConvLayer, describe_block, describe_conv, kind_of_conv
 from mnv3_fast.nn.fusion import Fusion, describe, functorch_active, fusion_of, input_reason
 from mnv3_fast.ops import registration
+from mnv3_fast.ops.depthwise_conv import op as depthwise
 from mnv3_fast.ops.elements import ACTIVATIONS
 from mnv3_fast.ops.inverted_residual import cache
 from mnv3_fast.ops.inverted_residual.op import run_block
-from mnv3_fast.ops.depthwise_conv import op as depthwise
 from mnv3_fast.ops.pointwise_conv import op as pointwise
 from mnv3_fast.ops.stem_conv import op as stem
 
 
 class Fused(nn.Module):
-    """Mixin in front of an original class: ``accelerate`` sets ``module.__class__`` to such a subclass of the same name.
+    """Mixin before an original class: ``accelerate`` sets ``module.__class__`` to such a subclass of the same name.
 
     It adds no parameter, buffer or submodule, so keys, names, repr, hooks and pickling stay those of the original.
     """

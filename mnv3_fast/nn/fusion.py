@@ -79,10 +79,7 @@ class Fusion:
         for children, expected in self.children:
             if list(children.values()) != expected:
                 return False
-        for attributes, name, value in self.attributes:
-            if attributes[name] != value:
-                return False
-        return True
+        return all(attributes[name] == value for attributes, name, value in self.attributes)
 
     def reason(self) -> str | None:
         """Why an unchanged block may not run fused, None if it may."""

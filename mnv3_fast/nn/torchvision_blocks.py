@@ -37,7 +37,7 @@ class SqueezeExcitation(Fused, misc.SqueezeExcitation):
 
 
 class Sequential(nn.Sequential):
-    """A Sequential whose output has the memory format of its input, though the fused modules inside give channels_last."""
+    """A Sequential whose output has its input's memory format, though the fused modules inside give channels_last."""
 
     def forward(self, input: Tensor) -> Tensor:
         """As nn.Sequential."""

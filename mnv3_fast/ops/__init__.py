@@ -1,4 +1,4 @@
-"""The operators of MobileNetV3. Each folder holds reference, op and README of one; ``torch.ops.mnv3_fast`` the raw ops."""
+"""The operators of MobileNetV3. Each folder holds reference, op and README; ``torch.ops.mnv3_fast`` the raw ops."""
 
 from mnv3_fast.ops.depthwise_conv import depthwise_conv
 from mnv3_fast.ops.fold_batch_norm import fold_batch_norm

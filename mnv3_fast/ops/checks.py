@@ -129,7 +129,8 @@ def check_output(op: str, size: Sequence[int], kernel: Sequence[int], window: Se
             raise ValueError(f"{op}: input {side} must be at least 1, got {pixels}")
         if pixels + padding < dilation * (taps - 1) + 1:
             raise ValueError(
-                f"{op}: input {side} {pixels} with padding {padding} is smaller than the kernel's {dilation * (taps - 1) + 1}"
+                f"{op}: input {side} {pixels} with padding {padding} is smaller than "
+                f"the kernel's {dilation * (taps - 1) + 1}"
             )
 
 

@@ -46,7 +46,7 @@ def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int
 
 
 def empty_nhwc(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
-    """An uninitialised output map: [n, c, h, w] with strides (h*w*c, 1, w*c, c), also where torch's layouts coincide."""
+    """An uninitialised map [n, c, h, w] with strides (h*w*c, 1, w*c, c), also where torch's layouts coincide."""
     return torch.empty_strided((n, c, h, w), (h * w * c, 1, w * c, c), dtype=like.dtype, device=like.device)
 
 

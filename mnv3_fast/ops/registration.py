@@ -22,7 +22,8 @@ LIBRARY = torch.library.Library("mnv3_fast", "DEF")
 
 BATCH_NORM = "Tensor? bn_weight, Tensor? bn_bias, Tensor? bn_mean, Tensor? bn_var, float bn_eps"
 WINDOW = (
-    "int stride_h, int stride_w, int pad_left, int pad_right, int pad_top, int pad_bottom, int dilation_h, int dilation_w"
+    "int stride_h, int stride_w, int pad_left, int pad_right, int pad_top, int pad_bottom, "
+    "int dilation_h, int dilation_w"
 )
 
 
@@ -52,12 +53,12 @@ def _has_tangent(args: Any) -> bool:
 
 
 def _under_transform() -> bool:
-    """Inside of ``torch.func.vmap`` and its like, where a tensor does not show that something outside wants its gradient."""
+    """Inside of ``torch.func.vmap`` and its like a tensor does not show that something outside wants its gradient."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def _without_autocast(args: Any) -> AbstractContextManager[Any]:
-    """The ops compute in their inputs' dtype, as the kernels do, whatever autocast says to the reference's operators."""
+    """The ops compute in their inputs' dtype, as the kernels do, whatever autocast says to the reference."""
     device = next(iter(tensors_in(args))).device.type
     if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)

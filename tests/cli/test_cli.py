@@ -28,7 +28,11 @@ def test_bench_writes_its_report(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "bench.json").read_text())
     assert report["machine"]["torch"]
-    assert {row["rival"] for row in report["rows"]} >= {"torchvision eager", "mnv3_fast accelerated", "mnv3_fast frozen"}
+    assert {row["rival"] for row in report["rows"]} >= {
+        "torchvision eager",
+        "mnv3_fast accelerated",
+        "mnv3_fast frozen",
+    }
     assert all(row["ms"] > 0 and row["error"] <= 2e-5 for row in report["rows"])
     with (tmp_path / "bench.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(report["rows"])
@@ -75,7 +79,10 @@ def test_refusals(options: list[str], message: str) -> None:
 
 
 def rows(passed: bool) -> list[verification.Row]:
-    return [verification.Row("depthwise_conv", "avx2", 3, 0.5, 1.0, True), verification.Row("large, frozen", "avx2", 3, 1e-4, 2e-5, passed)]
+    return [
+        verification.Row("depthwise_conv", "avx2", 3, 0.5, 1.0, True),
+        verification.Row("large, frozen", "avx2", 3, 1e-4, 2e-5, passed),
+    ]
 
 
 @pytest.mark.parametrize("passed", [True, False])

@@ -27,7 +27,9 @@ def test_executor_equals_its_reference(engine: mnv3_fast.Engine, batch: int, ins
     exact = run_plan(x, engine.plan, engine.geometry, torch.float64)
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        testing.assert_close_enough(OP(x, engine.plan, engine.geometry), run_plan(x, engine.plan, engine.geometry), exact)
+        testing.assert_close_enough(
+            OP(x, engine.plan, engine.geometry), run_plan(x, engine.plan, engine.geometry), exact
+        )
     if instruction_set != "reference":
         assert mnv3_fast._library.take_variant("inverted_residual") == instruction_set
 
@@ -135,7 +137,9 @@ def test_random_spoils_never_crash() -> None:
     table = NODE + plan_format.NODE_WORDS * 6
     for _ in range(300):
         word = int(torch.randint(0, table, (1,), generator=generator))
-        value = int(torch.randint(-(2**62), 2**62, (1,), generator=generator)) >> int(torch.randint(0, 62, (1,), generator=generator))
+        value = int(torch.randint(-(2**62), 2**62, (1,), generator=generator)) >> int(
+            torch.randint(0, 62, (1,), generator=generator)
+        )
         if word == NODE + plan_format.NODE_WORDS + 20:
             continue  # the slope: any number is one
         try:

@@ -67,7 +67,9 @@ def test_one_hook_makes_one_block_fall_back(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["pre hook", "parametrization", "pruning", "forward", "norm", "training norm", "global hook"])
+@pytest.mark.parametrize(
+    "kind", ["pre hook", "parametrization", "pruning", "forward", "norm", "training norm", "global hook"]
+)
 def test_what_a_user_did_is_not_lost(model: nn.Module, kind: str) -> None:
     accelerated = mnv3_fast.accelerate(model, inplace=True)
     block = accelerated.features[5]
@@ -133,7 +135,11 @@ def test_copies(model: nn.Module, tmp_path) -> None:
     expected = accelerated(X)
     torch.save(accelerated, tmp_path / "model.pt")
     buffer = io.BytesIO(pickle.dumps(accelerated))
-    for other in (copy.deepcopy(accelerated), pickle.load(buffer), torch.load(tmp_path / "model.pt", weights_only=False)):
+    for other in (
+        copy.deepcopy(accelerated),
+        pickle.load(buffer),
+        torch.load(tmp_path / "model.pt", weights_only=False),
+    ):
         assert torch.equal(other(X), expected)
         other.features[3].block[0][0].weight.mul_(2)
         assert not torch.equal(other(X), expected)

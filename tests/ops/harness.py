@@ -16,9 +16,7 @@ from mnv3_fast import _library
 from mnv3_fast.ops import registration
 from mnv3_fast.testing.cases import Case, op_cases
 from mnv3_fast.testing.compare import as_list, op_module, outputs_of, prepared, reference_of
-from mnv3_fast.testing.layers import double
 from mnv3_fast.testing.tolerance import assert_close_enough
-
 
 needs_kernels = pytest.mark.skipif(not _library.EXTENSION, reason="needs the compiled kernels")
 
@@ -128,7 +126,14 @@ def check_transforms(case: Case) -> None:
             second = torch.func.grad(lambda x, slope=slope: (slope(x) * tangent).sum())
             outside = several.clone().requires_grad_()
             torch.func.vmap(f)(outside).sum().backward()
-            results.append((torch.func.vmap(slope)(several), torch.func.jvp(f, (raw[i],), (tangent,))[1], second(raw[i]), outside.grad))
+            results.append(
+                (
+                    torch.func.vmap(slope)(several),
+                    torch.func.jvp(f, (raw[i],), (tangent,))[1],
+                    second(raw[i]),
+                    outside.grad,
+                )
+            )
         for a, b in zip(*results, strict=True):
             assert b.abs().max() > 0
             assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * b.abs().max().item())
@@ -200,7 +205,7 @@ def check_exported(case: Case, dims: tuple[int, ...] = (0, 2, 3)) -> None:
     """torch.export with these dimensions dynamic; the graph holds our op and runs at another size."""
     module, x = as_module(case)
     with torch.no_grad():
-        exported = torch.export.export(module, (x,), dynamic_shapes=({d: torch.export.Dim.AUTO for d in dims},))
+        exported = torch.export.export(module, (x,), dynamic_shapes=(dict.fromkeys(dims, torch.export.Dim.AUTO),))
         targets = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
         assert sum(target == f"mnv3_fast.{case.op}.default" for target in targets) == 1, targets
         larger = torch.randn([size + 2 if d in dims else size for d, size in enumerate(x.shape)])

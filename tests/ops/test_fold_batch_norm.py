@@ -71,9 +71,17 @@ W, NORM = torch.randn(8, 3, 3, 3), (torch.rand(8), torch.randn(8), torch.randn(8
         ((W.half(), None, NORM), TypeError, "fold_batch_norm: weight must be float32 or float64, got float16"),
         ((W[0, 0, 0], None, NORM), ValueError, "fold_batch_norm: weight must have 2 to 4 dimensions, got [3]"),
         ((W, torch.randn(7), NORM), ValueError, "fold_batch_norm: bias must be [O] with O = 8, got [7]"),
-        ((W, None, None), TypeError, "fold_batch_norm: batch_norm must be (weight, bias, running_mean, running_var, eps), got NoneType"),
+        (
+            (W, None, None),
+            TypeError,
+            "fold_batch_norm: batch_norm must be (weight, bias, running_mean, running_var, eps), got NoneType",
+        ),
         ((W, None, (*NORM[:4], -1.0)), ValueError, "fold_batch_norm: batch_norm eps must be at least 0, got -1.0"),
-        ((W, None, (None, None, None, NORM[3], 1e-3)), TypeError, "fold_batch_norm: batch_norm running_mean must be a Tensor, got NoneType"),
+        (
+            (W, None, (None, None, None, NORM[3], 1e-3)),
+            TypeError,
+            "fold_batch_norm: batch_norm running_mean must be a Tensor, got NoneType",
+        ),
     ],
 )
 def test_bad_input(args: tuple, error: type[Exception], message: str) -> None:

@@ -73,14 +73,54 @@ def layer(*shape: int) -> tuple:
 @pytest.mark.parametrize(
     ("args", "options", "error", "message"),
     [
-        ((X, layer(16, 1, 3, 3), layer(8, 16, 1, 1)), {"padding": 1, "residual": True}, ValueError, "inverted_residual: residual needs an output of the input's shape [1, 16, 7, 7], got [1, 8, 7, 7]"),
-        ((X, layer(16, 1, 3, 3), layer(16, 16, 1, 1)), {"padding": 1, "stride": 2, "residual": True}, ValueError, "inverted_residual: residual needs an output of the input's shape [1, 16, 7, 7], got [1, 16, 4, 4]"),
-        ((X, layer(16, 1, 3, 3), layer(8, 15, 1, 1)), {}, ValueError, "inverted_residual: project weight must be [O, 16, 1, 1], got [8, 15, 1, 1]"),
-        ((X, layer(12, 1, 3, 3), layer(8, 12, 1, 1)), {}, ValueError, "inverted_residual: depthwise weight must be [16, 1, k, k], got [12, 1, 3, 3]"),
-        ((X, layer(24, 1, 3, 3), layer(8, 24, 1, 1)), {"expand": layer(24, 15, 1, 1)}, ValueError, "inverted_residual: expand weight must be [O, 16, 1, 1], got [24, 15, 1, 1]"),
-        ((X, torch.randn(16, 1, 3, 3), layer(8, 16, 1, 1)), {}, TypeError, "inverted_residual: depthwise must be (weight, bias or None, batch_norm or None), got Tensor"),
-        ((X.double(), layer(16, 1, 3, 3), layer(8, 16, 1, 1)), {}, TypeError, "inverted_residual: input must be float32, got float64"),
-        ((X, layer(16, 1, 3, 3), layer(8, 16, 1, 1)), {"squeeze_excite": (X,)}, TypeError, "inverted_residual: squeeze_excite must be (fc1 weight, fc1 bias, fc2 weight, fc2 bias)"),
+        (
+            (X, layer(16, 1, 3, 3), layer(8, 16, 1, 1)),
+            {"padding": 1, "residual": True},
+            ValueError,
+            "inverted_residual: residual needs an output of the input's shape [1, 16, 7, 7], got [1, 8, 7, 7]",
+        ),
+        (
+            (X, layer(16, 1, 3, 3), layer(16, 16, 1, 1)),
+            {"padding": 1, "stride": 2, "residual": True},
+            ValueError,
+            "inverted_residual: residual needs an output of the input's shape [1, 16, 7, 7], got [1, 16, 4, 4]",
+        ),
+        (
+            (X, layer(16, 1, 3, 3), layer(8, 15, 1, 1)),
+            {},
+            ValueError,
+            "inverted_residual: project weight must be [O, 16, 1, 1], got [8, 15, 1, 1]",
+        ),
+        (
+            (X, layer(12, 1, 3, 3), layer(8, 12, 1, 1)),
+            {},
+            ValueError,
+            "inverted_residual: depthwise weight must be [16, 1, k, k], got [12, 1, 3, 3]",
+        ),
+        (
+            (X, layer(24, 1, 3, 3), layer(8, 24, 1, 1)),
+            {"expand": layer(24, 15, 1, 1)},
+            ValueError,
+            "inverted_residual: expand weight must be [O, 16, 1, 1], got [24, 15, 1, 1]",
+        ),
+        (
+            (X, torch.randn(16, 1, 3, 3), layer(8, 16, 1, 1)),
+            {},
+            TypeError,
+            "inverted_residual: depthwise must be (weight, bias or None, batch_norm or None), got Tensor",
+        ),
+        (
+            (X.double(), layer(16, 1, 3, 3), layer(8, 16, 1, 1)),
+            {},
+            TypeError,
+            "inverted_residual: input must be float32, got float64",
+        ),
+        (
+            (X, layer(16, 1, 3, 3), layer(8, 16, 1, 1)),
+            {"squeeze_excite": (X,)},
+            TypeError,
+            "inverted_residual: squeeze_excite must be (fc1 weight, fc1 bias, fc2 weight, fc2 bias)",
+        ),
     ],
 )
 def test_bad_input(args: tuple, options: dict, error: type[Exception], message: str) -> None:
@@ -129,4 +169,6 @@ def test_position_in_batch(instruction_set: str) -> None:
         torch.set_num_threads(threads)
         output = torch.ops.mnv3_fast.inverted_residual(x, tensors, spec, constants)
         for i in range(5):
-            assert torch.equal(torch.ops.mnv3_fast.inverted_residual(x[i : i + 1], tensors, spec, constants)[0], output[i])
+            assert torch.equal(
+                torch.ops.mnv3_fast.inverted_residual(x[i : i + 1], tensors, spec, constants)[0], output[i]
+            )

@@ -73,14 +73,44 @@ X, W = torch.randn(2, 8, 5, 6), torch.randn(12, 8, 1, 1)
     [
         ((None, W), {}, TypeError, "pointwise_conv: input must be a Tensor, got NoneType"),
         ((X.bfloat16(), W), {}, TypeError, "pointwise_conv: input must be float32, got bfloat16"),
-        ((X, W[:, :7]), {}, ValueError, "pointwise_conv: weight must be [O, C, 1, 1] or [O, C] with C = 8, got [12, 7, 1, 1]"),
-        ((X, torch.randn(12, 8, 3, 3)), {}, ValueError, "pointwise_conv: weight must be [O, C, 1, 1] or [O, C] with C = 8, got [12, 8, 3, 3]"),
+        (
+            (X, W[:, :7]),
+            {},
+            ValueError,
+            "pointwise_conv: weight must be [O, C, 1, 1] or [O, C] with C = 8, got [12, 7, 1, 1]",
+        ),
+        (
+            (X, torch.randn(12, 8, 3, 3)),
+            {},
+            ValueError,
+            "pointwise_conv: weight must be [O, C, 1, 1] or [O, C] with C = 8, got [12, 8, 3, 3]",
+        ),
         ((X, W), {"gate": torch.rand(2, 7)}, ValueError, "pointwise_conv: gate must be [N, C] = [2, 8], got [2, 7]"),
         ((X, W), {"gate": torch.rand(8)}, ValueError, "pointwise_conv: gate must be [N, C] = [2, 8], got [8]"),
-        ((X, W), {"residual": X}, ValueError, "pointwise_conv: residual must be [N, O, H, W] = [2, 12, 5, 6], got [2, 8, 5, 6]"),
-        ((X, W), {"residual": torch.randn(2, 12, 5, 6, device="meta")}, ValueError, "pointwise_conv: residual must be on the input's device cpu, got meta"),
-        ((X, W), {"activation": None}, ValueError, "pointwise_conv: activation must be one of none, relu, hardswish, got None"),
-        ((X[:, :, :0], W), {}, ValueError, "pointwise_conv: input and weight must not be empty, got [2, 8, 0, 6] and [12, 8, 1, 1]"),
+        (
+            (X, W),
+            {"residual": X},
+            ValueError,
+            "pointwise_conv: residual must be [N, O, H, W] = [2, 12, 5, 6], got [2, 8, 5, 6]",
+        ),
+        (
+            (X, W),
+            {"residual": torch.randn(2, 12, 5, 6, device="meta")},
+            ValueError,
+            "pointwise_conv: residual must be on the input's device cpu, got meta",
+        ),
+        (
+            (X, W),
+            {"activation": None},
+            ValueError,
+            "pointwise_conv: activation must be one of none, relu, hardswish, got None",
+        ),
+        (
+            (X[:, :, :0], W),
+            {},
+            ValueError,
+            "pointwise_conv: input and weight must not be empty, got [2, 8, 0, 6] and [12, 8, 1, 1]",
+        ),
     ],
 )
 def test_bad_input(args: tuple, options: dict, error: type[Exception], message: str) -> None:

@@ -45,11 +45,15 @@ def any_case(draw: st.DrawFn) -> Case:
         side = draw(st.sampled_from([1, 3, 5]))
         build = stem(n, draw(st.integers(1, 5)), h, w, c, side, **(options | draw(windows(h, w, (side, side)))))
     elif op == "squeeze_excite":
-        build = squeeze_excite(n, c, h, w, draw(st.integers(1, 20)), gate=draw(st.sampled_from(["hardsigmoid", "sigmoid"])))
+        build = squeeze_excite(
+            n, c, h, w, draw(st.integers(1, 20)), gate=draw(st.sampled_from(["hardsigmoid", "sigmoid"]))
+        )
     else:
         side = draw(st.sampled_from([1, 3, 5]))
         hidden, squeeze = draw(st.integers(0, 80)), draw(st.integers(0, 20))
-        build = block(n, c, h, w, hidden, draw(channels), side, squeeze, **(options | draw(windows(h, w, (side, side)))))
+        build = block(
+            n, c, h, w, hidden, draw(channels), side, squeeze, **(options | draw(windows(h, w, (side, side))))
+        )
     return Case(op, f"random{draw(st.integers(0, 9))}", build, draw(st.sampled_from(LAYOUTS)))
 
 
@@ -59,7 +63,9 @@ def check(case: Case) -> None:
         assert_close_enough(a, b, c, name=case.op)
 
 
-QUICK = settings(max_examples=2000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(
+    max_examples=2000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 LONG = settings(max_examples=100_000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 

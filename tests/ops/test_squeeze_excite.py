@@ -11,6 +11,7 @@ import torchvision
 from mnv3_fast import ops
 from mnv3_fast.testing.cases import Case, squeeze_excite
 from mnv3_fast.testing.compare import op_module, reference_of
+from mnv3_fast.testing.layers import double
 from tests.ops import harness
 
 SMALL = Case("squeeze_excite", "small", squeeze_excite(2, 24, 5, 6, 8))
@@ -67,7 +68,13 @@ def test_export() -> None:
     harness.check_exported(SMALL)
 
 
-X, F1, B1, F2, B2 = torch.randn(2, 24, 5, 5), torch.randn(8, 24, 1, 1), torch.randn(8), torch.randn(24, 8, 1, 1), torch.randn(24)
+X, F1, B1, F2, B2 = (
+    torch.randn(2, 24, 5, 5),
+    torch.randn(8, 24, 1, 1),
+    torch.randn(8),
+    torch.randn(24, 8, 1, 1),
+    torch.randn(24),
+)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +82,11 @@ X, F1, B1, F2, B2 = torch.randn(2, 24, 5, 5), torch.randn(8, 24, 1, 1), torch.ra
     [
         ((X[0], F1, B1, F2, B2), ValueError, "squeeze_excite: input must be [N, C, H, W], got [24, 5, 5]"),
         ((X[:, :, :0], F1, B1, F2, B2), ValueError, "squeeze_excite: input must not be empty, got [2, 24, 0, 5]"),
-        ((X, F2, B1, F2, B2), ValueError, "squeeze_excite: fc1_weight must be [S, C, 1, 1] or [S, C] with C = 24, got [24, 8, 1, 1]"),
+        (
+            (X, F2, B1, F2, B2),
+            ValueError,
+            "squeeze_excite: fc1_weight must be [S, C, 1, 1] or [S, C] with C = 24, got [24, 8, 1, 1]",
+        ),
         ((X.int(), F1, B1, F2, B2), TypeError, "squeeze_excite: input must be float32, got int32"),
     ],
 )
@@ -105,4 +116,4 @@ def test_large_maps(instruction_set: str) -> None:
     layers = torch.randn(8, 17) * 0.1, torch.zeros(8), torch.randn(17, 8) * 0.3, torch.zeros(17)
     args = op_module("squeeze_excite").prepare(x, *layers)
     reference = reference_of("squeeze_excite")
-    harness.assert_close_enough(ops.squeeze_excite(x, *layers), reference(*args), reference(*harness.double(args)))
+    harness.assert_close_enough(ops.squeeze_excite(x, *layers), reference(*args), reference(*double(args)))

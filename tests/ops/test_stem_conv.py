@@ -81,7 +81,12 @@ X, W = torch.randn(2, 3, 9, 9), torch.randn(16, 3, 3, 3)
         ((X, W), {"stride": -2}, ValueError, "stem_conv: stride must be at least 1, got -2"),
         ((X[:, :, :, :0], W), {}, ValueError, "stem_conv: input width must be at least 1, got 0"),
         ((X, W[:0]), {}, ValueError, "stem_conv: weight must not be empty, got [0, 3, 3, 3]"),
-        ((torch.randn(1, 100, 9, 9), torch.randn(8, 100, 3, 3)), {}, ValueError, "stem_conv: input channels times kernel height must be at most 256, got 100 x 3; a convolution of that many channels is no stem"),
+        (
+            (torch.randn(1, 100, 9, 9), torch.randn(8, 100, 3, 3)),
+            {},
+            ValueError,
+            "stem_conv: input channels times kernel height must be at most 256, got 100 x 3; a convolution of that many channels is no stem",
+        ),
     ],
 )
 def test_bad_input(args: tuple, options: dict, error: type[Exception], message: str) -> None:
@@ -92,7 +97,10 @@ def test_bad_input(args: tuple, options: dict, error: type[Exception], message: 
 def test_reads_every_layout_alike(instruction_set: str) -> None:
     x = torch.randn(2, 3, 19, 23)
     expected = ops.stem_conv(x, W, activation="hardswish")
-    for other in (x.contiguous(memory_format=torch.channels_last), torch.nn.functional.pad(x, (2, 1, 1, 3))[:, :, 1:20, 2:25]):
+    for other in (
+        x.contiguous(memory_format=torch.channels_last),
+        torch.nn.functional.pad(x, (2, 1, 1, 3))[:, :, 1:20, 2:25],
+    ):
         assert torch.equal(ops.stem_conv(other, W, activation="hardswish"), expected)
 
 

@@ -34,20 +34,33 @@ void run(const Task& t) {
     parallel_for(chunks, [&](int64_t c) {
       for (int64_t u = units * c / chunks; u < units * (c + 1) / chunks; u++) {
         const int64_t n = u / (blocks * strips), block = u / strips % blocks, strip = u % strips;
-        kernels().depthwise_strip({{t.input.data() + n * t.input.stride(0), t.input.stride(2), t.input.stride(3), t.input.stride(1)},
-                                   t.input.size(2), t.input.size(3), channels, t.window, packed.weight, packed.bias, t.activation,
-                                   t.output.data() + n * t.output.stride(0), width, rows * strip / strips,
-                                   rows * (strip + 1) / strips, block, block + 1, sums ? sums + n * rows * padded : nullptr,
-                                   scratch + c * scratch_floats});
+        kernels().depthwise_strip(
+            {{t.input.data() + n * t.input.stride(0), t.input.stride(2), t.input.stride(3), t.input.stride(1)},
+             t.input.size(2),
+             t.input.size(3),
+             channels,
+             t.window,
+             packed.weight,
+             packed.bias,
+             t.activation,
+             t.output.data() + n * t.output.stride(0),
+             width,
+             rows * strip / strips,
+             rows * (strip + 1) / strips,
+             block,
+             block + 1,
+             sums ? sums + n * rows * padded : nullptr,
+             scratch + c * scratch_floats});
       }
     });
     // Row sums in the order of the rows: the same for any number of threads.
-    if (sums) for (int64_t n = 0; n < images; n++) {
-      float* means = t.means.data() + n * channels;
-      std::fill(means, means + channels, 0.0f);
-      kernels().channel_sums({sums + n * rows * padded, rows, padded, 1, channels, means});
-      for (int64_t c = 0; c < channels; c++) means[c] /= static_cast<float>(rows * width);
-    }
+    if (sums)
+      for (int64_t n = 0; n < images; n++) {
+        float* means = t.means.data() + n * channels;
+        std::fill(means, means + channels, 0.0f);
+        kernels().channel_sums({sums + n * rows * padded, rows, padded, 1, channels, means});
+        for (int64_t c = 0; c < channels; c++) means[c] /= static_cast<float>(rows * width);
+      }
   });
 }
 

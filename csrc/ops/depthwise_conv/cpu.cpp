@@ -2,7 +2,8 @@
 // A strip gathers the input rows that are still needed (any strides), 16 channels at a time, into a padded ring in L1;
 // the row kernel reads them by address and keeps up to kTilePixels output pixels in registers. For the kernels of
 // MobileNetV3 (3 and 5 wide, stride 1 and 2) each input vector is loaded once for all the taps that read it.
-// Bound by the FMA units for 5x5, by loads and the copy into the ring for 3x3. See mnv3_fast/ops/depthwise_conv/README.md.
+// Bound by the FMA units for 5x5, by loads and the copy into the ring for 3x3. See
+// mnv3_fast/ops/depthwise_conv/README.md.
 #include "kernels.h"
 #include "simd/activation.h"
 #include "simd/ring.h"
@@ -62,20 +63,23 @@ __attribute__((noinline)) void depthwise_tile(const DepthwiseRow& a, int64_t x) 
 
 template <int Kernel, int Stride>
 void depthwise_tile_of(int64_t pixels, const DepthwiseRow& a, int64_t x) {
-#define MNV3_CASE(P)                                                                    \
-  case P:                                                                               \
-    if constexpr (P <= kTilePixels) return depthwise_tile<Kernel, Stride, P>(a, x);     \
+#define MNV3_CASE(P)                                                                \
+  case P:                                                                           \
+    if constexpr (P <= kTilePixels) return depthwise_tile<Kernel, Stride, P>(a, x); \
     break;
   switch (pixels) {
-    MNV3_CASE(1) MNV3_CASE(2) MNV3_CASE(3) MNV3_CASE(4) MNV3_CASE(5) MNV3_CASE(6) MNV3_CASE(7)
-    MNV3_CASE(8) MNV3_CASE(9) MNV3_CASE(10) MNV3_CASE(11) MNV3_CASE(12) MNV3_CASE(13) MNV3_CASE(14)
+    MNV3_CASE(1)
+    MNV3_CASE(2)
+    MNV3_CASE(3) MNV3_CASE(4) MNV3_CASE(5) MNV3_CASE(6) MNV3_CASE(7) MNV3_CASE(8) MNV3_CASE(9) MNV3_CASE(10)
+        MNV3_CASE(11) MNV3_CASE(12) MNV3_CASE(13) MNV3_CASE(14)
   }
 #undef MNV3_CASE
 }
 
 template <int Kernel, int Stride>
 void depthwise_tiles(const DepthwiseRow& a) {
-  const int64_t tiles = (a.width + kTilePixels - 1) / kTilePixels, least = a.width / tiles, more = a.width - tiles * least;
+  const int64_t tiles = (a.width + kTilePixels - 1) / kTilePixels, least = a.width / tiles,
+                more = a.width - tiles * least;
   int64_t pixels;
   for (int64_t tile = 0, x = 0; tile < tiles; tile++, x += pixels) {
     pixels = least + (tile < more);  // tiles of equal width: no thin last one
@@ -93,8 +97,17 @@ void run_block(const DepthwiseStrip& a, int64_t block) {
   clear_borders(ring, w, a.width, pixels);
   const int64_t inner = inner_pixels(w, a.width, pixels);
   const float* taps[kMostKernelRows];
-  DepthwiseRow row = {taps, kPanel, a.output_w, &w, a.weight + channel * w.kernel_h * w.kernel_w, a.bias + channel,
-                      a.activation, nullptr, a.channels, channels, nullptr};
+  DepthwiseRow row = {taps,
+                      kPanel,
+                      a.output_w,
+                      &w,
+                      a.weight + channel * w.kernel_h * w.kernel_w,
+                      a.bias + channel,
+                      a.activation,
+                      nullptr,
+                      a.channels,
+                      channels,
+                      nullptr};
   int64_t next = 0;
   for (int64_t y = a.row_begin; y < a.row_end; y++) {
     const NewRows fresh = new_rows(w, y, a.height, next);

@@ -1,6 +1,6 @@
 // BatchNorm folded into the conv before it, in double: weight[o] *= s[o], bias[o] = (bias[o] - mean[o]) s[o] + beta[o],
-// s = gamma / sqrt(var + eps); on the way the weight may be packed into panels. Bound by the stores of that transposition.
-// See mnv3_fast/ops/fold_batch_norm/README.md.
+// s = gamma / sqrt(var + eps); on the way the weight may be packed into panels. Bound by the stores of that
+// transposition. See mnv3_fast/ops/fold_batch_norm/README.md.
 #include "kernels.h"
 #include "simd/vector.h"
 

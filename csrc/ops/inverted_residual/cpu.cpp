@@ -33,8 +33,8 @@ void fill_rows(const Block& b, int64_t block, const Ring& ring, NewRows fresh) {
     float* output = ring.row(y) + w.pad_left * kHiddenBlock;
     if (b.expand_weight) {
       const int64_t begin = first / kPanel, end = begin + 2 < panels ? begin + 2 : panels;
-      pointwise({inner, b.inputs, end * kPanel, input, b.inputs, b.expand_weight, b.expand_bias, output - first, kHiddenBlock,
-                 nullptr, 0, nullptr, nullptr, b.expand_activation, 0, begin, end, b.stream});
+      pointwise({inner, b.inputs, end * kPanel, input, b.inputs, b.expand_weight, b.expand_bias, output - first,
+                 kHiddenBlock, nullptr, 0, nullptr, nullptr, b.expand_activation, 0, begin, end, b.stream});
     } else {
       for (int64_t c = first; c < b.hidden && c < first + kHiddenBlock; c += kPanel) {
         const int64_t channels = b.hidden - c < kPanel ? b.hidden - c : kPanel;
@@ -58,7 +58,8 @@ void hidden_row(const Block& b, int64_t block, int64_t y, HiddenRing& state, flo
     depthwise_row({taps, kHiddenBlock, b.output_w, &w, b.depthwise_weight + c * w.kernel_h * w.kernel_w,
                    b.depthwise_bias + c, b.depthwise_activation, output + c, stride, kPanel, sums ? sum : nullptr});
     // The sum of a row first, then of the rows: the order is the same however rows are spread over threads.
-    if (sums) for (int i = 0; i < kPanel; i++) sums[c + i] += sum[i];
+    if (sums)
+      for (int i = 0; i < kPanel; i++) sums[c + i] += sum[i];
   }
 }
 

@@ -34,21 +34,24 @@ struct Inputs {
 };
 
 // Pixels of all images over threads where there are enough of them, else output channels.
-void run(const Inputs& in, int64_t images, int64_t pixels, const ConvArguments& conv, const PackedConv& packed, int activation,
-         float* scratch, int64_t scratch_floats, float* output) {
+void run(const Inputs& in, int64_t images, int64_t pixels, const ConvArguments& conv, const PackedConv& packed,
+         int activation, float* scratch, int64_t scratch_floats, float* output) {
   const int64_t inputs = conv.inputs(), outputs = conv.outputs(), panels = round_up(outputs, 16) / 16;
-  const int64_t threads = thread_count(), tiles = (pixels + 55) / 56;  // an image's part never depends on the threads' number
+  const int64_t threads = thread_count(),
+                tiles = (pixels + 55) / 56;  // an image's part never depends on the threads' number
   const bool by_pixels = images * tiles >= threads;
   const int64_t units = by_pixels ? images * tiles : (panels + 1) / 2, chunks = std::min(units, threads);
   parallel_for(chunks, [&](int64_t c) {
     for (int64_t u = units * c / chunks; u < units * (c + 1) / chunks; u++) {
       for (int64_t n = by_pixels ? u / tiles : 0; n < (by_pixels ? u / tiles + 1 : images); n++) {
-        const int64_t first = by_pixels ? u % tiles * 56 : 0, count = by_pixels ? std::min<int64_t>(56, pixels - first) : pixels;
+        const int64_t first = by_pixels ? u % tiles * 56 : 0,
+                      count = by_pixels ? std::min<int64_t>(56, pixels - first) : pixels;
         const int64_t at = n * pixels + first;
         kernels().pointwise({count, inputs, outputs, in.map + at * inputs, inputs, packed.weight, packed.bias,
-                             output + at * outputs, outputs, in.residual ? in.residual + at * outputs : nullptr, outputs,
-                             in.gate ? in.gate + n * inputs : nullptr, scratch ? scratch + c * scratch_floats : nullptr,
-                             activation, 0, by_pixels ? 0 : 2 * u, by_pixels ? panels : std::min(2 * u + 2, panels), nullptr});
+                             output + at * outputs, outputs, in.residual ? in.residual + at * outputs : nullptr,
+                             outputs, in.gate ? in.gate + n * inputs : nullptr,
+                             scratch ? scratch + c * scratch_floats : nullptr, activation, 0, by_pixels ? 0 : 2 * u,
+                             by_pixels ? panels : std::min(2 * u + 2, panels), nullptr});
       }
     }
   });
@@ -67,18 +70,19 @@ void pointwise_conv(StableIValue* stack, uint64_t, uint64_t) {
   if (c < 1 || h < 1 || w < 1 || outputs < 1) fail(kOp, "input and output must not be empty");
   const int activation = activation_argument(kOp, args.integer(10));
   Tensor output = empty_map(n, outputs, h, w);
-  if (n > 0) with_memory([&](Carver& carver) {
-    const PackedConv packed = conv.pack(carver);
-    float* gates = gate ? carver.take(n * c) : nullptr;
-    float* input_copy = is_dense_map(input) ? nullptr : carver.take(input.numel());
-    float* residual_copy = residual && !is_dense_map(residual) ? carver.take(residual.numel()) : nullptr;
-    const int64_t scratch_floats = gate ? round_up(std::min<int64_t>(pointwise_strip(c), 56) * c, 16) : 0;
-    float* scratch = gate ? carver.take(std::max(scratch_floats, pointwise_scratch(c)) * thread_count()) : nullptr;
-    if (!packed.weight) return;
-    if (gate) copy_dense(gate, gates);
-    const Inputs in = {dense_map(input, input_copy), gates, residual ? dense_map(residual, residual_copy) : nullptr};
-    run(in, n, h * w, conv, packed, activation, scratch, pointwise_scratch(c), output.data());
-  });
+  if (n > 0)
+    with_memory([&](Carver& carver) {
+      const PackedConv packed = conv.pack(carver);
+      float* gates = gate ? carver.take(n * c) : nullptr;
+      float* input_copy = is_dense_map(input) ? nullptr : carver.take(input.numel());
+      float* residual_copy = residual && !is_dense_map(residual) ? carver.take(residual.numel()) : nullptr;
+      const int64_t scratch_floats = gate ? round_up(std::min<int64_t>(pointwise_strip(c), 56) * c, 16) : 0;
+      float* scratch = gate ? carver.take(std::max(scratch_floats, pointwise_scratch(c)) * thread_count()) : nullptr;
+      if (!packed.weight) return;
+      if (gate) copy_dense(gate, gates);
+      const Inputs in = {dense_map(input, input_copy), gates, residual ? dense_map(residual, residual_copy) : nullptr};
+      run(in, n, h * w, conv, packed, activation, scratch, pointwise_scratch(c), output.data());
+    });
   set_result(stack, 0, std::move(output));
 }
 

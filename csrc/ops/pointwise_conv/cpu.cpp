@@ -35,8 +35,8 @@ struct Tile {
 // One k: weight vectors once, then a broadcast for each pixel. Every third row has a pointer of its own, so that the
 // others are reached by the stride (in bytes) as an index register.
 template <int K, int Rows, int Vectors, int L>
-MNV3_INLINE void step(const char* const (&row)[(Rows + 2) / 3], int64_t stride, const float* weight, int64_t panel_stride,
-                      Vec<L> (&sum)[Rows][Vectors]) {
+MNV3_INLINE void step(const char* const (&row)[(Rows + 2) / 3], int64_t stride, const float* weight,
+                      int64_t panel_stride, Vec<L> (&sum)[Rows][Vectors]) {
   Vec<L> w[Vectors];
   MNV3_UNROLL for (int v = 0; v < Vectors; v++) {
     w[v] = load<L>(weight + v * L / kPanel * panel_stride + v * L % kPanel + K * kPanel);
@@ -44,9 +44,7 @@ MNV3_INLINE void step(const char* const (&row)[(Rows + 2) / 3], int64_t stride, 
   MNV3_UNROLL for (int i = 0; i < Rows; i++) {
     Vec<L> x = broadcast<L>(*reinterpret_cast<const float*>(row[i / 3] + i % 3 * stride + K * 4));
     MNV3_PIN(x);
-    MNV3_UNROLL for (int v = 0; v < Vectors; v++) {
-      sum[i][v] += x * w[v];
-    }
+    MNV3_UNROLL for (int v = 0; v < Vectors; v++) { sum[i][v] += x * w[v]; }
   }
 }
 
@@ -58,7 +56,8 @@ __attribute__((noinline)) void run_tile(const Tile& t) {
     MNV3_UNROLL for (int i = 0; i < Rows; i++) sum[i][v] = bias;
   }
   const char* row[(Rows + 2) / 3];
-  MNV3_UNROLL for (int i = 0; i < Rows; i += 3) row[i / 3] = reinterpret_cast<const char*>(t.input + i * t.input_stride);
+  MNV3_UNROLL for (int i = 0; i < Rows; i += 3) row[i / 3] =
+      reinterpret_cast<const char*>(t.input + i * t.input_stride);
   const float* weight = t.weight;
   const char* prefetch = t.prefetch;
   int64_t stride = t.input_stride * 4, panel_stride = t.panel_stride, k = 0;
@@ -66,7 +65,8 @@ __attribute__((noinline)) void run_tile(const Tile& t) {
     MNV3_UNROLL for (int i = 0; i < (Rows + 2) / 3; i++) MNV3_PIN_INDEX(row[i]);
     MNV3_PIN_INDEX(stride);
     if (Rows == 1) {  // one pixel streams the weights from memory
-      MNV3_UNROLL for (int v = 0; v < Vectors; v += kPanelVectors) __builtin_prefetch(weight + v * L / kPanel * panel_stride + 32 * kPanel);
+      MNV3_UNROLL for (int v = 0; v < Vectors; v += kPanelVectors)
+          __builtin_prefetch(weight + v * L / kPanel * panel_stride + 32 * kPanel);
     } else {
       __builtin_prefetch(prefetch, 0, 2);
       prefetch += t.prefetch_step;
@@ -85,13 +85,15 @@ __attribute__((noinline)) void run_tile(const Tile& t) {
 
 template <int Vectors, int L>
 void run_tile_of(int64_t rows, const Tile& t) {
-#define MNV3_CASE(R) \
-  case R:            \
+#define MNV3_CASE(R)                                                 \
+  case R:                                                            \
     if constexpr (R <= kTileRows) return run_tile<R, Vectors, L>(t); \
     break;
   switch (rows) {
-    MNV3_CASE(1) MNV3_CASE(2) MNV3_CASE(3) MNV3_CASE(4) MNV3_CASE(5) MNV3_CASE(6) MNV3_CASE(7)
-    MNV3_CASE(8) MNV3_CASE(9) MNV3_CASE(10) MNV3_CASE(11) MNV3_CASE(12) MNV3_CASE(13) MNV3_CASE(14)
+    MNV3_CASE(1)
+    MNV3_CASE(2)
+    MNV3_CASE(3) MNV3_CASE(4) MNV3_CASE(5) MNV3_CASE(6) MNV3_CASE(7) MNV3_CASE(8) MNV3_CASE(9) MNV3_CASE(10)
+        MNV3_CASE(11) MNV3_CASE(12) MNV3_CASE(13) MNV3_CASE(14)
   }
 #undef MNV3_CASE
 }
@@ -143,7 +145,8 @@ void run_blocks(int64_t rows, int64_t panels, int64_t inputs, WeightStream* stre
 
 // All panels over `pixels` pixels: a group of panels stays in L1 while the pixels pass.
 void run_strip(const Pointwise& a, const float* input, int64_t input_stride, int64_t first, int64_t pixels) {
-  const int64_t tiles = (pixels + kTileRows - 1) / kTileRows, least_rows = pixels / tiles, more = pixels - tiles * least_rows;
+  const int64_t tiles = (pixels + kTileRows - 1) / kTileRows, least_rows = pixels / tiles,
+                more = pixels - tiles * least_rows;
   const int64_t group = pixels == 1 ? 4 : kTilePanels;
   int64_t panels;
   for (int64_t panel = a.panel_begin; panel < a.panel_end; panel += panels) {
@@ -151,8 +154,23 @@ void run_strip(const Pointwise& a, const float* input, int64_t input_stride, int
     // Three half panels side by side would waste a fourth: they run as one and a half.
     const bool fits = panel + group <= a.panel_end && a.outputs - channel > group * kPanel - 8;
     panels = fits ? group : 1;
-    Tile t = {input, input_stride, a.inputs, a.weight + channel * a.inputs, a.bias + channel, kPanel * a.inputs, nullptr,
-              a.output_stride, a.outputs - channel, nullptr, a.residual_stride, a.activation, a.slope, true, true, nullptr, 0};
+    Tile t = {input,
+              input_stride,
+              a.inputs,
+              a.weight + channel * a.inputs,
+              a.bias + channel,
+              kPanel * a.inputs,
+              nullptr,
+              a.output_stride,
+              a.outputs - channel,
+              nullptr,
+              a.residual_stride,
+              a.activation,
+              a.slope,
+              true,
+              true,
+              nullptr,
+              0};
     if (t.columns > panels * kPanel) t.columns = panels * kPanel;
     int64_t rows;
     for (int64_t tile = 0, m = 0; tile < tiles; tile++, m += rows) {
@@ -165,10 +183,12 @@ void run_strip(const Pointwise& a, const float* input, int64_t input_stride, int
   }
 }
 
-void scale_channels(const float* input, int64_t stride, int64_t pixels, int64_t channels, const float* gate, float* output) {
+void scale_channels(const float* input, int64_t stride, int64_t pixels, int64_t channels, const float* gate,
+                    float* output) {
   for (int64_t m = 0; m < pixels; m++, input += stride, output += channels) {
     int64_t k = 0;
-    for (; k + kLanes <= channels; k += kLanes) store<kLanes>(output + k, load<kLanes>(input + k) * load<kLanes>(gate + k));
+    for (; k + kLanes <= channels; k += kLanes)
+      store<kLanes>(output + k, load<kLanes>(input + k) * load<kLanes>(gate + k));
     for (; k < channels; k++) output[k] = input[k] * gate[k];
   }
 }

@@ -20,8 +20,8 @@ void channel_sums(const ChannelSums& a) {
     for (int v = 0; v < kPanelVectors; v++) sum[v] = load_first<kLanes>(a.sums + c + v * kLanes, channels - v * kLanes);
     for (int64_t p = 0; p < a.pixels; p += kChunk) {
       const int64_t pixels = a.pixels - p < kChunk ? a.pixels - p : kChunk;
-      gather_pixels(a.input + p * a.pixel_stride + c * a.channel_stride, a.pixel_stride, a.channel_stride, pixels, channels,
-                    chunk, kPanel);
+      gather_pixels(a.input + p * a.pixel_stride + c * a.channel_stride, a.pixel_stride, a.channel_stride, pixels,
+                    channels, chunk, kPanel);
       Vec<kLanes> part[kPanelVectors] = {};  // one chain over all pixels of a large map would lose too much
       for (int64_t i = 0; i < pixels; i++) {
         for (int v = 0; v < kPanelVectors; v++) part[v] += load<kLanes>(chunk + i * kPanel + v * kLanes);

@@ -22,10 +22,11 @@ PackedConv pack_layer(const Tensor& weight, const Tensor& bias, Carver& carver) 
   return {packed, packed_bias};
 }
 
-void run_layer(const PackedConv& layer, int64_t images, int64_t inputs, int64_t outputs, const float* input, float* output,
-               int activation, float slope) {
-  kernels().squeeze_excite_layer({images, inputs, outputs, input, inputs, layer.weight, layer.bias, output, outputs, nullptr, 0,
-                                  nullptr, nullptr, activation, slope, 0, round_up(outputs, 16) / 16, nullptr});
+void run_layer(const PackedConv& layer, int64_t images, int64_t inputs, int64_t outputs, const float* input,
+               float* output, int activation, float slope) {
+  kernels().squeeze_excite_layer({images, inputs, outputs, input, inputs, layer.weight, layer.bias, output, outputs,
+                                  nullptr, 0, nullptr, nullptr, activation, slope, 0, round_up(outputs, 16) / 16,
+                                  nullptr});
 }
 
 void expect_layer(const char* op, const char* name, const Tensor& weight, int64_t inputs) {
@@ -71,11 +72,12 @@ void squeeze_excite_gate(StableIValue* stack, uint64_t, uint64_t) {
   expect(kOp, "mean", mean, {-1, -1});
   const GateArguments gate(kOp, args, 1, mean.size(1));
   Tensor output = empty_matrix(mean.size(0), mean.size(1));
-  if (mean.size(0) > 0) with_memory([&](Carver& carver) {
-    float* means = carver.take(mean.numel());
-    if (means) copy_dense(mean, means);
-    gate.run(mean.size(0), means, output.data(), carver);
-  });
+  if (mean.size(0) > 0)
+    with_memory([&](Carver& carver) {
+      float* means = carver.take(mean.numel());
+      if (means) copy_dense(mean, means);
+      gate.run(mean.size(0), means, output.data(), carver);
+    });
   set_result(stack, 0, std::move(output));
 }
 

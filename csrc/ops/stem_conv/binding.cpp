@@ -28,11 +28,28 @@ void run(const Tensor& input, const ConvArguments& conv, const Tensor& scale, co
     parallel_for(chunks, [&](int64_t c) {
       for (int64_t u = units * c / chunks; u < units * (c + 1) / chunks; u++) {
         const int64_t n = u / chunks_an_image, part = u % chunks_an_image, offset = n * input.stride(0);
-        const void* data = input.is_uint8() ? static_cast<const void*>(input.data<uint8_t>() + offset) : input.data() + offset;
-        kernels().stem_strip({data, input.is_uint8(), input.stride(2), input.stride(3), input.stride(1), input.size(2),
-                              input.size(3), channels, conv.outputs(), scales, shifts, window, packed.weight, packed.bias,
-                              activation, output.data() + n * output.stride(0), width, rows * part / chunks_an_image,
-                              rows * (part + 1) / chunks_an_image, scratch + c * scratch_floats});
+        const void* data =
+            input.is_uint8() ? static_cast<const void*>(input.data<uint8_t>() + offset) : input.data() + offset;
+        kernels().stem_strip({data,
+                              input.is_uint8(),
+                              input.stride(2),
+                              input.stride(3),
+                              input.stride(1),
+                              input.size(2),
+                              input.size(3),
+                              channels,
+                              conv.outputs(),
+                              scales,
+                              shifts,
+                              window,
+                              packed.weight,
+                              packed.bias,
+                              activation,
+                              output.data() + n * output.stride(0),
+                              width,
+                              rows * part / chunks_an_image,
+                              rows * (part + 1) / chunks_an_image,
+                              scratch + c * scratch_floats});
       }
     });
   });
@@ -42,7 +59,8 @@ void stem_conv(StableIValue* stack, uint64_t, uint64_t) {
   Arguments args(stack, "TTtttttfttiiiiiiiii");
   const Tensor &input = args.tensor(0), &scale = args.tensor(8), &shift = args.tensor(9);
   const ConvArguments conv(kOp, args, 1);
-  if (input.dim() != 4 || (!input.is_float32() && !input.is_uint8())) fail(kOp, "input must be [N, C, H, W], float32 or uint8");
+  if (input.dim() != 4 || (!input.is_float32() && !input.is_uint8()))
+    fail(kOp, "input must be [N, C, H, W], float32 or uint8");
   expect(kOp, "weight", conv.weight(), {-1, input.size(1), -1, -1});
   if (scale) expect(kOp, "scale", scale, {input.size(1)});
   if (shift) expect(kOp, "shift", shift, {input.size(1)});

@@ -54,11 +54,13 @@ template <int Kernel, int Stride>
 void run_tile_of(int64_t pixels, const StemTile& a, int64_t x) {
 #define MNV3_CASE(P)                                                          \
   case P:                                                                     \
-    if constexpr (P <= kStemPixels) return run_tile<P, Kernel, Stride>(a, x);         \
+    if constexpr (P <= kStemPixels) return run_tile<P, Kernel, Stride>(a, x); \
     break;
   switch (pixels) {
-    MNV3_CASE(1) MNV3_CASE(2) MNV3_CASE(3) MNV3_CASE(4) MNV3_CASE(5) MNV3_CASE(6) MNV3_CASE(7)
-    MNV3_CASE(8) MNV3_CASE(9) MNV3_CASE(10) MNV3_CASE(11) MNV3_CASE(12) MNV3_CASE(13) MNV3_CASE(14)
+    MNV3_CASE(1)
+    MNV3_CASE(2)
+    MNV3_CASE(3) MNV3_CASE(4) MNV3_CASE(5) MNV3_CASE(6) MNV3_CASE(7) MNV3_CASE(8) MNV3_CASE(9) MNV3_CASE(10)
+        MNV3_CASE(11) MNV3_CASE(12) MNV3_CASE(13) MNV3_CASE(14)
   }
 #undef MNV3_CASE
 }
@@ -67,8 +69,10 @@ template <typename T>
 void convert_row(const StemStrip& a, int64_t channel, int64_t y, int64_t pixels, float* output) {
   const T* in = static_cast<const T*>(a.input) + channel * a.channel_stride + y * a.row_stride;
   const float scale = a.scale ? a.scale[channel] : 1, shift = a.shift ? a.shift[channel] : 0;
-  if (a.pixel_stride == 1) for (int64_t x = 0; x < pixels; x++) output[x] = float(in[x]) * scale + shift;
-  else for (int64_t x = 0; x < pixels; x++) output[x] = float(in[x * a.pixel_stride]) * scale + shift;
+  if (a.pixel_stride == 1)
+    for (int64_t x = 0; x < pixels; x++) output[x] = float(in[x]) * scale + shift;
+  else
+    for (int64_t x = 0; x < pixels; x++) output[x] = float(in[x * a.pixel_stride]) * scale + shift;
 }
 
 void convert(const StemStrip& a, int64_t channel, int64_t y, int64_t pixels, float* output) {
@@ -79,12 +83,20 @@ void convert(const StemStrip& a, int64_t channel, int64_t y, int64_t pixels, flo
 void run_row(const StemStrip& a, const float* const* rows, int64_t y) {
   const int64_t count = a.inputs * a.window.kernel_h, tiles = (a.output_w + kStemPixels - 1) / kStemPixels;
   for (int64_t channel = 0; channel < a.outputs; channel += kPanel) {
-    const StemTile tile = {rows, count, &a.window, a.weight + channel * count * a.window.kernel_w, a.bias + channel, a.activation,
-                           a.output + y * a.output_w * a.outputs + channel, a.outputs, a.outputs - channel};
+    const StemTile tile = {rows,
+                           count,
+                           &a.window,
+                           a.weight + channel * count * a.window.kernel_w,
+                           a.bias + channel,
+                           a.activation,
+                           a.output + y * a.output_w * a.outputs + channel,
+                           a.outputs,
+                           a.outputs - channel};
     int64_t pixels;
     for (int64_t t = 0, x = 0; t < tiles; t++, x += pixels) {
       pixels = a.output_w / tiles + (t < a.output_w % tiles);
-      if (a.window.stride_w == 2 && a.window.kernel_w == 3 && a.window.dilation_w == 1) run_tile_of<3, 2>(pixels, tile, x);
+      if (a.window.stride_w == 2 && a.window.kernel_w == 3 && a.window.dilation_w == 1)
+        run_tile_of<3, 2>(pixels, tile, x);
       else run_tile_of<0, 0>(pixels, tile, x);
     }
   }

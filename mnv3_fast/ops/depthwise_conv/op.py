@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from torch import Tensor
 
 from mnv3_fast.ops import checks, registration
@@ -60,7 +59,8 @@ def prepare(
         raise ValueError(f"{op}: input must have at least one channel, got {list(input.shape)}")
     if weight.shape[2] not in KERNEL_SIZES or weight.shape[3] not in KERNEL_SIZES:
         raise ValueError(
-            f"{op}: kernel size must be one of {', '.join(map(str, KERNEL_SIZES))} each way, got {list(weight.shape[2:])}"
+            f"{op}: kernel size must be one of {', '.join(map(str, KERNEL_SIZES))} each way, "
+            f"got {list(weight.shape[2:])}"
         )
     if bias is not None:
         checks.check_tensor(op, "bias", bias, [channels], f"[C] with C = {channels}", device=input.device)

@@ -36,7 +36,9 @@ def prepare(weight: Tensor, bias: Tensor | None, batch_norm: BatchNorm) -> tuple
     if bias is not None:
         check_tensor("fold_batch_norm", "bias", bias, [channels], f"[O] with O = {channels}", DTYPES, weight.device)
     if batch_norm is None:
-        raise TypeError("fold_batch_norm: batch_norm must be (weight, bias, running_mean, running_var, eps), got NoneType")
+        raise TypeError(
+            "fold_batch_norm: batch_norm must be (weight, bias, running_mean, running_var, eps), got NoneType"
+        )
     return (weight, bias, *check_batch_norm("fold_batch_norm", batch_norm, channels, weight.device, DTYPES))
 
 

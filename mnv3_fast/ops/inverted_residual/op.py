@@ -78,7 +78,9 @@ def _flatten_layer(
     if not isinstance(layer, (tuple, list)) or len(layer) != 3:
         raise TypeError(f"{op}: {name} must be (weight, bias or None, batch_norm or None), got {type(layer).__name__}")
     weight, bias, batch_norm = layer
-    words = f"[{'O' if outputs is None else outputs}, {inputs}, {', '.join('k' if k is None else str(k) for k in kernel)}]"
+    words = (
+        f"[{'O' if outputs is None else outputs}, {inputs}, {', '.join('k' if k is None else str(k) for k in kernel)}]"
+    )
     checks.check_tensor(op, f"{name} weight", weight, [outputs, inputs, *kernel], words, device=device)
     tensors, flags, eps = [weight], 0, 0.0
     if bias is not None:
@@ -127,18 +129,33 @@ def prepare(
     window = checks.check_window(op, stride, padding, dilation)
     checks.check_output(op, input.shape[2:], depthwise_tensors[0].shape[2:], window)
     code = checks.activation_code(op, activation)
-    squeeze_code, gate_code = checks.activation_code(op, squeeze_activation, "squeeze_activation"), checks.gate_code(op, gate)
+    squeeze_code, gate_code = (
+        checks.activation_code(op, squeeze_activation, "squeeze_activation"),
+        checks.gate_code(op, gate),
+    )
     if squeeze_excite is not None:
         if not isinstance(squeeze_excite, (tuple, list)) or len(squeeze_excite) != 4:
             raise TypeError(f"{op}: squeeze_excite must be (fc1 weight, fc1 bias, fc2 weight, fc2 bias)")
         tensors += prepare_layers(op, hidden, device, *squeeze_excite, squeeze_activation, gate, slope)[:4]
-    spec = [int(expand is not None), expand_flags, code, depthwise_flags, code, *window, int(squeeze_excite is not None)]
+    spec = [
+        int(expand is not None),
+        expand_flags,
+        code,
+        depthwise_flags,
+        code,
+        *window,
+        int(squeeze_excite is not None),
+    ]
     spec += [squeeze_code, gate_code, project_flags, 0, int(residual)]
     constants = [expand_eps, depthwise_eps, project_eps, float(slope)]
     if residual:
-        shape = _output_shape(input.shape, {"depthwise": depthwise_tensors[0].shape, "project": project_tensors[0].shape}.get, spec)
+        shape = _output_shape(
+            input.shape, {"depthwise": depthwise_tensors[0].shape, "project": project_tensors[0].shape}.get, spec
+        )
         if tuple(shape) != tuple(input.shape):
-            raise ValueError(f"{op}: residual needs an output of the input's shape {list(input.shape)}, got {list(shape)}")
+            raise ValueError(
+                f"{op}: residual needs an output of the input's shape {list(input.shape)}, got {list(shape)}"
+            )
     return input, tensors, spec, constants
 
 

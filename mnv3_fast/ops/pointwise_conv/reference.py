@@ -1,4 +1,4 @@
-"""A 1x1 convolution with what stands around it in MobileNetV3: gate before it, BatchNorm, activation, residual after."""
+"""A 1x1 convolution with what stands around it: the gate before it, BatchNorm, activation and residual after."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 
@@ -17,7 +16,9 @@ SCHEMA = (
 MOST_ROWS = 256  # input channels times kernel height: the kernel's table of row pointers
 
 
-def _fake(input, weight, bias, bn_w, bn_b, bn_m, bn_v, eps, scale, shift, sh, sw, left, right, top, bottom, dh, dw, act):
+def _fake(
+    input, weight, bias, bn_w, bn_b, bn_m, bn_v, eps, scale, shift, sh, sw, left, right, top, bottom, dh, dw, act
+):
     height = output_size(input.shape[2], weight.shape[2], sh, top + bottom, dh)
     width = output_size(input.shape[3], weight.shape[3], sw, left + right, dw)
     return empty_nhwc(weight, input.shape[0], weight.shape[0], height, width)

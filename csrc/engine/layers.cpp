@@ -1,0 +1,133 @@
+#include "engine/layers.h"
+
+namespace mnv3_fast {
+
+Block block_of(const BlockNode& b, Shape in, Shape out, const float* input, float* output, WeightStream* stream) {
+  return {input,
+          in.height,
+          in.width,
+          b.inputs,
+          b.hidden,
+          b.outputs,
+          out.height,
+          out.width,
+          b.window,
+          b.expand_weight,
+          b.expand_bias,
+          b.depthwise_weight,
+          b.depthwise_bias,
+          b.project_weight,
+          b.project_bias,
+          b.expand_activation,
+          b.depthwise_activation,
+          b.project_activation,
+          b.residual,
+          output,
+          stream};
+}
+
+// One fully connected layer over `images` rows, panels over threads. A single row takes four panels at a time.
+void run_linear(const LinearNode& l, int64_t images, const float* input, int64_t input_stride, float* output,
+                int64_t output_stride, int activation, float slope, const Team& team) {
+  const int64_t panels = round_up(l.outputs, 16) / 16;
+  const bool small = l.inputs * l.outputs * images < 1 << 15;  // less work than waking a thread costs
+  team.split(panels,
+             small         ? panels
+             : images == 1 ? 4
+                           : 2,
+             [&](int64_t begin, int64_t end, float*) {
+               kernels().squeeze_excite_layer({images, l.inputs, l.outputs, input, input_stride, l.weight, l.bias,
+                                               output, output_stride, nullptr, 0, nullptr, nullptr, activation, slope,
+                                               begin, end, team.weights()});
+             });
+}
+
+// A 1x1 conv of one image: pixels over threads where there are enough of them, else output channels.
+void run_pointwise(const LinearNode& l, int64_t pixels, const float* input, int64_t input_stride, const float* gate,
+                   const float* residual, float* output, const Team& team) {
+  const int64_t panels = round_up(l.outputs, 16) / 16;
+  const auto run = [&](int64_t first, int64_t count, int64_t begin, int64_t end, float* scratch) {
+    kernels().pointwise({count, l.inputs, l.outputs, input + first * input_stride, input_stride, l.weight, l.bias,
+                         output + first * l.outputs, l.outputs, residual ? residual + first * l.outputs : nullptr,
+                         l.outputs, gate, scratch, l.activation, 0, begin, end, team.weights()});
+  };
+  if (pixels >= 56 * team.threads) {
+    team.split(pixels, 14, [&](int64_t a, int64_t b, float* scratch) { run(a, b - a, 0, panels, scratch); });
+  } else {
+    team.split(panels, 2, [&](int64_t a, int64_t b, float* scratch) { run(0, pixels, a, b, scratch); });
+  }
+}
+
+void run_block(const BlockNode& node, Shape in, Shape out, const float* input, float* output, const Team& team) {
+  const Block block = block_of(node, in, out, input, output, team.weights());
+  if (!node.squeeze && (team.threads == 1 || out.height >= 14 * team.threads)) {
+    team.split(out.height, 1,
+               [&](int64_t begin, int64_t end, float* scratch) { kernels().block_rows({block, begin, end, scratch}); });
+    return;
+  }
+  team.split(hidden_blocks(block), 1, [&](int64_t begin, int64_t end, float* scratch) {
+    kernels().block_channels({block, begin, end, team.hidden, team.means, scratch});
+  });
+  const float* gate = nullptr;
+  if (node.squeeze) {
+    const LinearNode fc1 = {node.hidden, node.squeeze, node.squeeze_activation, node.fc1_weight, node.fc1_bias};
+    const LinearNode fc2 = {node.squeeze, node.hidden, node.gate, node.fc2_weight, node.fc2_bias};
+    run_linear(fc1, 1, team.means, 0, team.squeeze, 0, fc1.activation, 0, team);
+    run_linear(fc2, 1, team.squeeze, 0, team.gate, 0, node.gate, node.slope, team);
+    gate = team.gate;
+  }
+  const LinearNode project = {node.hidden, node.outputs, node.project_activation, node.project_weight,
+                              node.project_bias};
+  run_pointwise(project, out.pixels(), team.hidden, round_up(node.hidden, kHiddenBlock), gate,
+                node.residual ? input : nullptr, output, team);
+}
+
+void run_stem(const StemNode& node, const Batch& batch, int64_t image, Shape out, float* output, const Team& team) {
+  const int64_t offset = image * batch.image_stride;
+  const void* data = batch.bytes ? static_cast<const void*>(static_cast<const uint8_t*>(batch.data) + offset)
+                                 : static_cast<const void*>(static_cast<const float*>(batch.data) + offset);
+  team.split(out.height, 1, [&](int64_t begin, int64_t end, float* scratch) {
+    kernels().stem_strip({data,
+                          batch.bytes,
+                          batch.row_stride,
+                          batch.pixel_stride,
+                          batch.channel_stride,
+                          batch.height,
+                          batch.width,
+                          node.inputs,
+                          node.outputs,
+                          node.scale,
+                          node.shift,
+                          node.window,
+                          node.weight,
+                          node.bias,
+                          node.activation,
+                          output,
+                          out.width,
+                          begin,
+                          end,
+                          scratch});
+  });
+}
+
+void mean_of(const float* input, int64_t pixels, int64_t stride, int64_t channels, float* means) {
+  std::fill(means, means + channels, 0.0f);
+  kernels().channel_sums({input, pixels, stride, 1, channels, means});
+  for (int64_t c = 0; c < channels; c++) means[c] /= static_cast<float>(pixels);
+}
+
+// 1x1 conv and pool: 32 channels of the conv's map at a time, in scratch.
+void run_pooled(const LinearNode& l, int64_t pixels, const float* input, float* means, const Team& team) {
+  const int64_t panels = round_up(l.outputs, 16) / 16;
+  team.split(panels, 2, [&](int64_t begin, int64_t end, float* scratch) {
+    for (int64_t p = begin; p < end; p += 2) {
+      const int64_t first = p * 16,
+                    channels = std::min<int64_t>(std::min<int64_t>(32, (end - p) * 16), l.outputs - first);
+      kernels().pointwise({pixels, l.inputs, l.outputs, input, l.inputs, l.weight, l.bias, scratch - first, 32, nullptr,
+                           0, nullptr, nullptr, l.activation, 0, p, std::min(p + 2, end), team.weights()});
+      mean_of(scratch, pixels, 32, channels, means + first);
+    }
+  });
+}
+
+}  // namespace mnv3_fast

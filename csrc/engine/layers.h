@@ -1,0 +1,69 @@
+// The layers of a plan on one image, spread over the threads of a team.
+#pragma once
+#include <algorithm>
+
+#include "arena.h"
+#include "engine/executor.h"
+#include "parallel.h"
+
+namespace mnv3_fast {
+
+struct Shape {
+  int64_t height, width, channels;
+  int64_t pixels() const { return height * width; }
+  int64_t floats() const { return height * width * channels; }
+};
+
+// Floats that one image needs while it passes: each of two maps, what a block with squeeze-excite keeps, and a thread's
+// scratch.
+struct Sizes {
+  int64_t map = 0, hidden = 0, vector = 0, squeeze = 0, scratch = 0;
+};
+
+// The threads that work on one image together and their part of the arena.
+struct Team {
+  int threads;
+  mutable WeightStream stream;
+  float *maps[2], *hidden, *means, *squeeze, *gate, *scratch;
+  int64_t scratch_floats;
+
+  Team(const Sizes& s, int team_threads, Carver& carver) : threads(team_threads), stream{nullptr, nullptr} {
+    maps[0] = carver.take(s.map);
+    maps[1] = carver.take(s.map);
+    hidden = carver.take(s.hidden);
+    means = carver.take(s.vector);
+    squeeze = carver.take(s.squeeze);
+    gate = carver.take(s.vector);
+    scratch_floats = round_up(s.scratch, 16);
+    scratch = carver.take(scratch_floats * threads);
+  }
+  // With several threads each would fetch what the others read.
+  WeightStream* weights() const { return threads == 1 && stream.end ? &stream : nullptr; }
+  float* scratch_of(int64_t chunk) const { return scratch + chunk * scratch_floats; }
+
+  // f(begin, end, scratch) over [0, n) in at most `threads` parts, each a multiple of `unit` but for the last.
+  template <class F>
+  void split(int64_t n, int64_t unit, const F& f) const {
+    const int64_t units = (n + unit - 1) / unit, chunks = std::min<int64_t>(threads, units);
+    if (chunks <= 1) {
+      if (n > 0) f(int64_t{0}, n, scratch_of(0));
+      return;
+    }
+    parallel_for(chunks, [&](int64_t c) {
+      f(std::min(n, units * c / chunks * unit), std::min(n, units * (c + 1) / chunks * unit), scratch_of(c));
+    });
+  }
+};
+
+Block block_of(const BlockNode& b, Shape in, Shape out, const float* input, float* output, WeightStream* stream);
+
+void run_linear(const LinearNode& l, int64_t images, const float* input, int64_t input_stride, float* output,
+                int64_t output_stride, int activation, float slope, const Team& team);
+void run_pointwise(const LinearNode& l, int64_t pixels, const float* input, int64_t input_stride, const float* gate,
+                   const float* residual, float* output, const Team& team);
+void run_block(const BlockNode& node, Shape in, Shape out, const float* input, float* output, const Team& team);
+void run_stem(const StemNode& node, const Batch& batch, int64_t image, Shape out, float* output, const Team& team);
+void mean_of(const float* input, int64_t pixels, int64_t stride, int64_t channels, float* means);
+void run_pooled(const LinearNode& l, int64_t pixels, const float* input, float* means, const Team& team);
+
+}  // namespace mnv3_fast
