@@ -85,6 +85,11 @@ uint64_t mnv3_fast_fingerprint(const std::uintptr_t* pointers, const int64_t* co
     lanes[lane] = (lanes[lane] ^ bits) * kPrime;
     lanes[lane] ^= lanes[lane] >> 29;
   };
+  const auto sample = [counts](std::size_t i, int64_t j) { return j * (counts[i] - 1) / (kSamples - 1); };
+  for (std::size_t i = 0; i < n; i++) {  // the samples lie far apart: fetched side by side, while the vectors are hashed
+    if (counts[i] <= kWhole) continue;
+    for (int64_t j = 0; j < kSamples; j++) __builtin_prefetch(reinterpret_cast<float*>(pointers[i]) + sample(i, j));
+  }
   for (std::size_t i = 0; i < n; i++) {
     const auto* floats = reinterpret_cast<const unsigned char*>(pointers[i]);
     const auto word = [floats](int64_t at, std::size_t bytes) {
@@ -95,7 +100,7 @@ uint64_t mnv3_fast_fingerprint(const std::uintptr_t* pointers, const int64_t* co
     mix(0, static_cast<uint64_t>(counts[i]));
     int64_t j = 0;
     if (counts[i] > kWhole) {
-      for (; j < kSamples; j++) mix(j % 4, word(j * (counts[i] - 1) / (kSamples - 1), 4));
+      for (; j < kSamples; j++) mix(j % 4, word(sample(i, j), 4));
       continue;
     }
     for (; j + 8 <= counts[i]; j += 8) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "api.h"
+#include "staleness.h"
 
 namespace py = pybind11;
 
@@ -46,12 +47,5 @@ PYBIND11_MODULE(_C, m) {
       py::arg("op"), "The instruction set of the code that ran last for an op, '' if none has since this was asked.");
   m.def("fma_peak", &mnv3_fast_fma_peak, py::arg("seconds") = 0.2, py::call_guard<py::gil_scoped_release>(),
         "Multiply-adds a second of one core with the instruction set in use, in 1e9: the best of `seconds` of trying.");
-  m.def(
-      "fingerprint",
-      [](const std::vector<std::uintptr_t>& pointers, const std::vector<std::int64_t>& counts) {
-        if (pointers.size() != counts.size()) throw std::invalid_argument("fingerprint: as many counts as pointers");
-        return mnv3_fast_fingerprint(pointers.data(), counts.data(), pointers.size());
-      },
-      py::arg("pointers"), py::arg("counts"),
-      "A hash of float32 arrays: every value of those with at most 4096, 64 evenly spread ones of the others.");
+  bind_staleness(m);
 }

@@ -10,14 +10,14 @@ from torch import nn
 
 from mnv3_fast.models.description import Unsupported, stock_class
 from mnv3_fast.nn import containers, torchvision_blocks
-from mnv3_fast.nn.base import Fused
+from mnv3_fast.nn.base import Fused, Packed
 
 logger = logging.getLogger("mnv3_fast")
 
 
 def swaps_for(model: nn.Module) -> tuple[dict[type, type[Fused]], dict[type, type]]:
     """The fused class of each class of torchvision's, and timm's if the model is, and the same of their containers."""
-    swaps, guards = dict(torchvision_blocks.SWAPS), dict(containers.CONTAINERS)
+    swaps, guards = dict(torchvision_blocks.SWAPS), containers.CONTAINERS | torchvision_blocks.CONTAINERS
     if any(type(module).__module__.startswith("timm.") for module in model.modules()):
         from mnv3_fast.nn import timm_blocks
 
@@ -117,7 +117,7 @@ def restore(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"restore: model must be an nn.Module, got {type(model).__name__}")
     for module in model.modules():
-        if isinstance(module, Fused):
+        if isinstance(module, Packed):
             module.refresh()
         if stock_class(type(module)) is not type(module):
             module.__dict__.pop("_fusion", None)
@@ -134,6 +134,6 @@ def refresh(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"refresh: model must be an nn.Module, got {type(model).__name__}")
     for module in model.modules():
-        if isinstance(module, Fused):
+        if isinstance(module, Packed):
             module.refresh()
     return model

@@ -14,7 +14,7 @@ from mnv3_fast.acceleration import share, swaps_for, unsupported_reason
 from mnv3_fast.engine.freeze import Engine
 from mnv3_fast.engine.plan import BLOCK, LINEAR, POINTWISE, POOL, STEM, Node, read_plan
 from mnv3_fast.models.description import BlockDescription, ConvLayer, SqueezeExciteLayer, Unsupported, kind_of_conv
-from mnv3_fast.nn.base import Fused, FusedStem
+from mnv3_fast.nn.base import Fused, FusedEnd, FusedStem
 from mnv3_fast.ops.elements import output_size
 
 
@@ -64,7 +64,8 @@ def explain(model: nn.Module, input: Tensor | None = None) -> Explanation:
 
     Args:
         model: an accelerated model, an engine, or a model with engines inside. It is left as it is.
-        input: an input of the model; with it the rows have multiply-adds and the reasons take it into account.
+        input: an input of the model; with it the rows have multiply-adds and the reasons take it into account. The rows
+            say what runs in inference; with gradients the classifier of an accelerated model is torch's.
 
     Raises:
         TypeError: if ``model`` is no nn.Module.
@@ -92,6 +93,8 @@ def _rows(module: nn.Module, path: str, swaps: dict[type, type[Fused]], inputs: 
     for name, child in module._modules.items():
         if child is not None:
             yield from _rows(child, f"{path}.{name}".lstrip("."), swaps, inputs)
+    if isinstance(module, FusedEnd):
+        yield _end_row(f"{path}.classifier".lstrip("."), module, x)
 
 
 def _inputs(model: nn.Module, input: Any) -> dict[str, Tensor]:
@@ -103,7 +106,7 @@ def _inputs(model: nn.Module, input: Any) -> dict[str, Tensor]:
     seen: dict[str, Tensor] = {}
     handles = []
     for path, module in running.named_modules():
-        if isinstance(module, (Fused, FusedStem, Engine)):
+        if isinstance(module, (Fused, FusedEnd, FusedStem, Engine)):
 
             def look(_: nn.Module, args: tuple, keywords: dict, path: str = path) -> None:
                 seen[path] = args[0] if args else next(iter(keywords.values()))
@@ -127,6 +130,18 @@ def _module_row(path: str, kind: str, module: Fused | FusedStem, reason: str | N
     if reason is not None:
         return Row(path, kind, "torch", None, reason, macs)
     return Row(path, kind, _kernel_name(description), _library.instruction_set(), None, macs)
+
+
+def _end_row(path: str, module: FusedEnd, x: Tensor | None) -> Row:
+    """The pool and the classifier; the convolution before them has a row of its own."""
+    reason = module.fallback_reason(x)
+    try:
+        head = module._reader().head
+    except Unsupported:
+        return Row(path, "pool, classifier", "torch", None, reason, None)
+    macs = None if x is None else x.shape[0] * sum(layer.linear.weight.numel() for layer in head)
+    kernel, instruction_set = ("run_plan", _library.instruction_set()) if reason is None else ("torch", None)
+    return Row(path, "pool, classifier", kernel, instruction_set, reason, macs)
 
 
 def _kernel_name(description: Any) -> str:

@@ -15,8 +15,7 @@ import torchvision
 import mnv3_fast
 from mnv3_fast.engine.op import OP as RUN_PLAN
 from mnv3_fast.models.description import describe_block
-from mnv3_fast.ops.inverted_residual import cache
-from mnv3_fast.ops.inverted_residual.op import OP
+from mnv3_fast.ops.inverted_residual.op import OP, packed
 
 ROUNDS, CALLS = 60, 100
 
@@ -43,11 +42,11 @@ def main() -> None:
         description = describe_block(block)
         tensors, spec, constants = description.flatten()
         x = torch.randn(1, next(description.layers()).conv.in_channels, 1, 1)
-        entry = cache.packed(tensors, spec, constants)
+        entry = packed(tensors, spec, constants)
         calls = {
             "module": lambda block=block, x=x: block(x),
             "op": lambda x=x, args=(tensors, spec, constants): OP(x, *args),
-            "cache": lambda args=(tensors, spec, constants): cache.packed(*args),
+            "cache": lambda args=(tensors, spec, constants): packed(*args),
             "run_plan": lambda x=x, entry=entry: RUN_PLAN(x, entry.plan, entry.geometry),
         }
         times = least(calls)

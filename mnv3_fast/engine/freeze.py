@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv3 import InvertedResidual
 
 from mnv3_fast.engine.op import OP
-from mnv3_fast.engine.plan import PlanBuilder, fold_layer
-from mnv3_fast.models.description import ConvLayer, LinearLayer, NetDescription, Unsupported, describe_net
+from mnv3_fast.engine.packing import pack_net
+from mnv3_fast.models.description import NetDescription, Unsupported, describe_net
 from mnv3_fast.models.torchvision import has_hooks
-from mnv3_fast.ops.elements import ACTIVATIONS
-from mnv3_fast.ops.inverted_residual.layout import Layer
 
 
 class Engine(nn.Module):
@@ -138,12 +136,9 @@ def _freeze_children(module: nn.Module, reasons: list[str]) -> bool:
 def _engine_of(model: nn.Module) -> Engine:
     description = describe_net(model)
     _check_frozen(model, description)
-    first = description.stem or description.blocks[0].expand or description.blocks[0].depthwise
-    builder = PlanBuilder(first.conv.in_channels)
-    _fill(builder, description)
-    plan, geometry = builder.build()
+    plan, geometry = pack_net(description)
     rest = [copy.deepcopy(module) for module in description.rest]
-    return Engine(plan, geometry, first.conv.in_channels, _sequence(rest), type(model).__name__)
+    return Engine(plan, geometry, description.input_channels(), _sequence(rest), type(model).__name__)
 
 
 def _check_frozen(model: nn.Module, description: NetDescription) -> None:
@@ -163,31 +158,6 @@ def _check_frozen(model: nn.Module, description: NetDescription) -> None:
     for tensor in model.parameters():
         if tensor.dtype is not torch.float32 or tensor.device.type != "cpu":
             raise Unsupported(f"its weights are {tensor.dtype} on {tensor.device}, engines are float32 on the CPU")
-
-
-def _fill(builder: PlanBuilder, description: NetDescription) -> None:
-    if description.stem is not None:
-        weight, bias = _folded(description.stem)
-        window = [*weight.shape[2:], *description.stem.window()]
-        builder.add_stem(weight, bias, window, ACTIVATIONS[description.stem.activation])
-    for block in description.blocks:
-        builder.add_block(*block.flatten())
-    if description.tail is not None:
-        builder.add_pointwise(*_folded(description.tail), ACTIVATIONS[description.tail.activation])
-    if description.pooled:
-        builder.add_pool()
-    for layer in description.head:
-        _add_linear(builder, layer)
-
-
-def _folded(layer: ConvLayer) -> tuple[Tensor, Tensor]:
-    norm = layer.batch_norm() or (None, None, None, None, 0.0)
-    return fold_layer(Layer(layer.conv.weight, layer.conv.bias, norm[:4], norm[4]))
-
-
-def _add_linear(builder: PlanBuilder, layer: LinearLayer) -> None:
-    linear: Any = layer.linear
-    builder.add_linear(linear.weight.flatten(1), linear.bias, ACTIVATIONS[layer.activation])
 
 
 def _sequence(modules: list[nn.Module]) -> nn.Module:

@@ -145,7 +145,7 @@ def read_features(features: nn.Module) -> NetDescription | None:
 
 def read_net(model: nn.Module) -> NetDescription | None:
     """MobileNetV3, or its ``features``."""
-    if type(model) is not MobileNetV3:
+    if stock_class(type(model)) is not MobileNetV3:
         return read_features(model)
     body = read_features(model.features)
     if body is None or body.stem is None:
@@ -154,3 +154,24 @@ def read_net(model: nn.Module) -> NetDescription | None:
         raise Unsupported(f"MobileNetV3.avgpool is {model.avgpool}, expected AdaptiveAvgPool2d(1)")
     head, rest = read_head(model.classifier)
     return NetDescription(body.stem, body.blocks, body.tail, True, head, rest)
+
+
+def read_end(model: nn.Module) -> NetDescription:
+    """What comes after the blocks of a MobileNetV3: the last 1x1 convolution, the pool and the classifier."""
+    if stock_class(type(model.features)) is not nn.Sequential or len(model.features) == 0:
+        raise Unsupported(f"MobileNetV3.features is a {type(model.features).__name__}, not an nn.Sequential")
+    tail = read_conv(model.features[-1])
+    if tail is None or kind_of_conv(tail) != "pointwise":
+        raise Unsupported("MobileNetV3.features does not end with a 1x1 convolution block")
+    if not is_global_average(model.avgpool):
+        raise Unsupported(f"MobileNetV3.avgpool is {model.avgpool}, expected AdaptiveAvgPool2d(1)")
+    head, rest = read_head(model.classifier)
+    return NetDescription(None, (), tail, True, head, rest)
+
+
+def end_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that :func:`read_end` describes, with the containers that hold them."""
+    _, rest = read_head(model.classifier)
+    later = {id(inside) for module in rest for inside in module.modules()}
+    classifier = [module for module in model.classifier.modules() if id(module) not in later]
+    return [model.features, *model.features[-1].modules(), model.avgpool, *classifier]

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mnv3_fast.models.description import ConvLayer, Unsupported, kind_of_conv, stock_class
+from mnv3_fast.engine import cache
+from mnv3_fast.engine.op import OP as RUN_PLAN
+from mnv3_fast.models.description import ConvLayer, NetDescription, Unsupported, kind_of_conv, stock_class
 from mnv3_fast.nn.fusion import (
     Description,
+    Inside,
     Reader,
     describe,
     environment_reason,
     flattened,
     fusion_of,
     input_reason,
+    modules_below,
+    observed,
     traced_description,
     transform_active,
 )
 from mnv3_fast.ops import registration
 from mnv3_fast.ops.depthwise_conv import op as depthwise
 from mnv3_fast.ops.elements import ACTIVATIONS
-from mnv3_fast.ops.inverted_residual import cache
 from mnv3_fast.ops.inverted_residual.op import run_block
 from mnv3_fast.ops.pointwise_conv import op as pointwise
 from mnv3_fast.ops.stem_conv import op as stem
@@ -31,15 +35,13 @@ from mnv3_fast.ops.stem_conv import op as stem
 Run = Callable[[Tensor, Any, list[Tensor], Any], Tensor]
 
 
-def fused_output(
-    root: nn.Module, x: Tensor, reader: Reader, run: Run, inside: Sequence[nn.Module] | None = None
-) -> Tensor | None:
+def fused_output(root: nn.Module, x: Tensor, reader: Reader, run: Run, inside: Inside) -> Tensor | None:
     """The output of a described part of ``root`` by its op, or None if torch must run it.
 
     Args:
         reader: describes the part; raises Unsupported.
         run: the op, from input, description, its tensors and its other arguments.
-        inside: the modules of the part; None: all below ``root``.
+        inside: gives the modules of the part.
     """
     if root.training or input_reason(x) is not None or transform_active():
         return None
@@ -53,13 +55,24 @@ def fused_output(
     if isinstance(found, str):
         return None
     fusion, tensors = found
+    grad = registration.wants_grad((x, tensors))
     # TorchScript cannot save a Python autograd.Function.
-    if torch.jit.is_tracing() and registration.wants_grad((x, tensors)):
+    if grad and torch.jit.is_tracing():
         return None
+    if not grad and not observed():
+        entry = fusion.plan(tensors)
+        if entry is not None:
+            return run_entry(x, entry)
     return run(x, fusion.description, tensors, fusion.arguments)
 
 
-def reason_of(root: Any, x: Tensor | None, inside: Sequence[nn.Module] | None = None) -> str | None:
+def run_entry(x: Tensor, entry: cache.Entry) -> Tensor:
+    """One plan on an input, where nothing is to be differentiated: past the guard that the op has for that."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return RUN_PLAN(x, entry.plan, entry.geometry)
+
+
+def reason_of(root: Any, x: Tensor | None, inside: Inside) -> str | None:
     """Why :func:`fused_output` would give None, now, for an input if one is given."""
     if root.training:
         return "it is in training mode"
@@ -70,7 +83,21 @@ def reason_of(root: Any, x: Tensor | None, inside: Sequence[nn.Module] | None = 
     return fusion if isinstance(fusion, str) else None
 
 
-class Fused(nn.Module):
+class Packed(nn.Module):
+    """Mixin for what keeps packed weights."""
+
+    def refresh(self) -> None:
+        """Forget what was packed from this module's weights."""
+        self.__dict__.pop("_fusion", None)
+        cache.drop(list(self.parameters()) + list(self.buffers()))
+
+    def train(self, mode: bool = True) -> Any:
+        """As nn.Module.train; also forgets packed weights."""
+        self.refresh()
+        return super().train(mode)
+
+
+class Fused(Packed):
     """Mixin in front of an original class: ``accelerate`` sets ``module.__class__`` to the subclass of the same name.
 
     It adds no parameter, buffer or submodule, so keys, names, repr, hooks and pickling stay those of the original.
@@ -86,22 +113,12 @@ class Fused(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """The original's forward, fused where possible."""
-        output = fused_output(self, input, type(self)._reader, self._run)
+        output = fused_output(self, input, type(self)._reader, self._run, modules_below)
         return super().forward(input) if output is None else output
 
     def fallback_reason(self, x: Tensor | None = None) -> str | None:
         """Why this module would run its original forward now (for an input, if one is given); None if it would not."""
-        return reason_of(self, x)
-
-    def refresh(self) -> None:
-        """Forget what was packed from this module's weights."""
-        self.__dict__.pop("_fusion", None)
-        cache.drop(list(self.parameters()) + list(self.buffers()))
-
-    def train(self, mode: bool = True) -> Any:
-        """As nn.Module.train; also forgets packed weights."""
-        self.refresh()
-        return super().train(mode)
+        return reason_of(self, x, modules_below)
 
     def __prepare_scriptable__(self) -> nn.Module:
         original = stock_class(type(self))  # TorchScript sees the class that this one stands for
@@ -110,7 +127,7 @@ class Fused(nn.Module):
         return copy
 
 
-class FusedStem(nn.Module):
+class FusedStem(Packed):
     """Mixin for a network whose stem is a convolution and a norm of the network's own, not a module."""
 
     def _reader(self) -> ConvLayer:
@@ -121,11 +138,42 @@ class FusedStem(nn.Module):
 
     def _fused_stem(self, x: Tensor) -> Tensor | None:
         """The stem's output by its op, None if torch must run it."""
-        return fused_output(self, x, type(self)._reader, _run_described, self._stem_modules())
+        return fused_output(self, x, type(self)._reader, _run_described, type(self)._stem_modules)
 
     def fallback_reason(self, x: Tensor | None = None) -> str | None:
         """As :meth:`Fused.fallback_reason`, for the stem."""
-        return reason_of(self, x, self._stem_modules())
+        return reason_of(self, x, type(self)._stem_modules)
+
+
+class FusedEnd(Packed):
+    """Mixin for a network whose last convolution, pool and classifier run as one op in inference.
+
+    Only a plain inference pass takes it: where something is to be differentiated or captured, each module runs.
+    """
+
+    def _reader(self) -> NetDescription:
+        raise NotImplementedError
+
+    def _end_modules(self) -> list[nn.Module]:
+        raise NotImplementedError
+
+    def _fused_end(self, x: Tensor) -> tuple[Callable[[Tensor], Tensor], tuple[nn.Module, ...]] | None:
+        """The op, for the output of the blocks, and the modules after it; None if each module must run."""
+        if torch.compiler.is_compiling() or self.training or torch.is_grad_enabled() or input_reason(x) is not None:
+            return None
+        if transform_active() or observed():
+            return None
+        found = fusion_of(self, type(self)._reader, type(self)._end_modules)
+        if isinstance(found, str):
+            return None
+        fusion, tensors = found
+        entry = fusion.plan(tensors)
+        assert entry is not None
+        return lambda y: run_entry(y, entry), fusion.description.rest
+
+    def fallback_reason(self, x: Tensor | None = None) -> str | None:
+        """As :meth:`Fused.fallback_reason`, for what comes after the blocks."""
+        return reason_of(self, x, type(self)._end_modules)
 
 
 class FusedBlock(Fused):

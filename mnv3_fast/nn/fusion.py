@@ -8,8 +8,7 @@ takes a few microseconds; the walk through the modules is done again only when s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,15 +17,27 @@ from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
 from mnv3_fast import _library
-from mnv3_fast.models.description import BlockDescription, ConvLayer, SqueezeExciteLayer, Unsupported
+from mnv3_fast.engine import cache
+from mnv3_fast.engine.packing import pack_net
+from mnv3_fast.models.description import (
+    BlockDescription,
+    ConvLayer,
+    LinearLayer,
+    NetDescription,
+    SqueezeExciteLayer,
+    Unsupported,
+    kind_of_conv,
+)
+from mnv3_fast.ops.inverted_residual.op import packed as packed_block
 
 logger = logging.getLogger("mnv3_fast")
 
-Description = BlockDescription | ConvLayer | SqueezeExciteLayer
+Description = BlockDescription | ConvLayer | SqueezeExciteLayer | NetDescription
 Reader = Callable[[nn.Module], Description]
-_conv_attributes = itemgetter("stride", "padding", "dilation", "groups", "padding_mode")
-_norm_attributes = itemgetter("eps", "training")
-_training = itemgetter("training")
+Inside = Callable[[nn.Module], Sequence[nn.Module]]
+_CONV_ATTRIBUTES = ("stride", "padding", "dilation", "groups", "padding_mode")
+_NORM_ATTRIBUTES = ("eps", "training")
+_ROOT_ATTRIBUTES = ("use_res_connect", "has_skip")
 _PLAIN = (Tensor, nn.Parameter)
 
 
@@ -62,13 +73,17 @@ def transform_active() -> bool:
 
 
 def parts_of(description: Description) -> tuple[list[Any], list[Any], list[Any]]:
-    """The convolutions, the norms and the layers of a description."""
-    if isinstance(description, BlockDescription):
-        layers: list[Any] = list(description.layers())
+    """The convolutions and linear layers, the norms and the layers of a description."""
+    layers: list[Any] = []
+    if isinstance(description, NetDescription):
+        layers += [layer for layer in (description.stem, description.tail) if layer is not None]
+        layers += description.head
+    elif isinstance(description, BlockDescription):
+        layers += description.layers()
         if description.squeeze_excite is not None:
             layers.append(description.squeeze_excite)
     else:
-        layers = [description]
+        layers.append(description)
     convs: list[Any] = []
     norms: list[Any] = []
     for layer in layers:
@@ -76,9 +91,16 @@ def parts_of(description: Description) -> tuple[list[Any], list[Any], list[Any]]
             convs.append(layer.conv)
             if layer.norm is not None:
                 norms.append(layer.norm)
+        elif isinstance(layer, LinearLayer):
+            convs.append(layer.linear)
         else:
             convs += [layer.fc1, layer.fc2]
     return convs, norms, layers
+
+
+def modules_below(root: nn.Module) -> list[nn.Module]:
+    """All modules inside of one: what takes part in a block."""
+    return [module for module in root.modules() if module is not root]
 
 
 def modules_reason(inside: Sequence[nn.Module], description: Description) -> str | None:
@@ -88,6 +110,8 @@ def modules_reason(inside: Sequence[nn.Module], description: Description) -> str
             return "a module inside has a hook"
         if "forward" in module.__dict__:
             return "a module inside has a forward of its own"
+        if isinstance(module, nn.Dropout) and module.training:
+            return "a dropout inside is in training mode"
     convs, norms, _ = parts_of(description)
     for norm in norms:
         if norm.training:
@@ -107,53 +131,45 @@ def flattened(description: Description) -> tuple[list[Tensor], tuple[list[int], 
 
 
 class Fusion:
-    """A block's description, its tensors by the dictionaries that hold them, and what must still be as it was."""
+    """A block's description, its tensors by the dictionaries that hold them, and what must still be as it was.
+
+    ``plan`` gives the packed weights; they are kept as long as the tensors are what they were packed from.
+    """
 
     def __init__(self, root: nn.Module, description: Description, inside: Sequence[nn.Module]) -> None:
         self.description = description
+        self.arguments = flattened(description)[1]
+        self.entry: cache.Entry | None = None
         convs, norms, layers = parts_of(description)
         names = [pair for layer in layers for pair in _tensor_names(layer)]
         self.sources = [_source(owner, name) for owner, name in names if getattr(owner, name) is not None]
-        self.absent = [
+        absent = [
             (owner._parameters if name in owner._parameters else owner._buffers, name)
             for owner, name in names
             if getattr(owner, name) is None
         ]
-        self.inside = list(inside)
-        self.classes = [type(m) for m in inside]
-        self.children = [(m._modules, list(m._modules.values())) for m in (root, *inside) if m._modules]
-        self.leaves = [m._modules for m in inside if not m._modules]
-        self.hooks = [
-            hooks
-            for m in inside
-            for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
-        ]
-        self.dicts = [m.__dict__ for m in inside]
-        self.attributes = [(_conv_attributes, c.__dict__, _conv_attributes(c.__dict__)) for c in convs]
-        self.attributes += [(_norm_attributes, n.__dict__, (n.eps, False)) for n in norms]
+        absent += [(module.__dict__, "forward") for module in inside]
+        same = [(m._modules, name, child) for m in (root, *inside) for name, child in m._modules.items()]
+        for module, attributes in [*[(c, _CONV_ATTRIBUTES) for c in convs], *[(n, _NORM_ATTRIBUTES) for n in norms]]:
+            same += [(module.__dict__, name, module.__dict__[name]) for name in attributes if name in module.__dict__]
+        same += [(m.__dict__, "training", False) for m in inside if isinstance(m, nn.Dropout)]
         if root._modules.get("drop_path") is not None:
-            self.attributes.append((_training, root.drop_path.__dict__, root.drop_path.training))
-        for name in ("use_res_connect", "has_skip"):
-            if name in root.__dict__:
-                self.attributes.append((itemgetter(name), root.__dict__, root.__dict__[name]))
-        self.arguments = flattened(description)[1]
+            same.append((root.drop_path.__dict__, "training", root.drop_path.training))
+        same += [(root.__dict__, name, root.__dict__[name]) for name in _ROOT_ATTRIBUTES if name in root.__dict__]
+        self._same, self._absent = _flat(same), _flat(absent)
+        self._sizes = _flat((m._modules, len(m._modules)) for m in (root, *inside))
+        self._types = _flat((m, type(m)) for m in inside)
+        hooks = [h for m in inside for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)]
+        self._hooks = _flat((h, 0) for h in [*hooks, *[m._backward_pre_hooks for m in inside]])
 
     def tensors(self) -> list[Tensor] | None:
         """The tensors of the block in the order of the op, or None if it is not as it was described."""
-        for children, expected in self.children:
-            if list(children.values()) != expected:
-                return None
-        if any(self.leaves):
-            return None
-        for read, attributes, value in self.attributes:
-            if read(attributes) != value:
-                return None
-        for holder, name in self.absent:
-            if holder.get(name) is not None:
-                return None
-        if [type(module) for module in self.inside] != self.classes:
+        if not _library.extension().unchanged(self._same, self._absent, self._sizes, self._types):
             return None
         found = [holder.get(name) for holder, name in self.sources]
+        if self.entry is not None and cache.is_current(self.entry, found):
+            return found
+        self.entry = None
         for tensor in found:
             if type(tensor) not in _PLAIN or tensor.dtype is not torch.float32:
                 return None
@@ -161,12 +177,34 @@ class Fusion:
 
     def reason(self) -> str | None:
         """Why a block that is as it was described may not run fused, None if it may."""
-        if any(self.hooks):
+        if not _library.extension().unchanged((), (), self._hooks, ()):
             return "a module inside has a hook"
-        for attributes in self.dicts:
-            if "forward" in attributes:
-                return "a module inside has a forward of its own"
         return "there are global module hooks" if torch_module._has_any_global_hook() else None
+
+    def plan(self, tensors: list[Tensor]) -> cache.Entry | None:
+        """The weights that :meth:`tensors` just gave, packed; None for what no plan holds (a lone depthwise
+        convolution, squeeze-excite)."""
+        if self.entry is None:
+            self.entry = self._pack(tensors)
+        return self.entry
+
+    def _pack(self, tensors: list[Tensor]) -> cache.Entry | None:
+        description = self.description
+        if isinstance(description, BlockDescription):
+            assert self.arguments is not None
+            return packed_block(tensors, *self.arguments)
+        if isinstance(description, ConvLayer):
+            kind = kind_of_conv(description)
+            if kind == "depthwise":
+                return None
+            stem, tail = (description, None) if kind == "stem" else (None, description)
+            description = NetDescription(stem, (), tail, pooled=False)
+        if not isinstance(description, NetDescription):
+            return None
+        arguments = [(layer.window(), layer.eps(), layer.activation) for layer in _convs_of(description)]
+        arguments += [(layer.activation,) for layer in description.head]
+        net = description
+        return cache.find(tensors, (net.pooled, arguments), lambda: pack_net(net))
 
     def __deepcopy__(self, memo: Any) -> None:
         return None  # a copied module is described anew
@@ -175,8 +213,18 @@ class Fusion:
         return type(None), ()
 
 
+def _flat(rows: Iterable[tuple]) -> tuple:
+    return tuple(item for row in rows for item in row)
+
+
+def _convs_of(description: NetDescription) -> list[ConvLayer]:
+    return [layer for layer in (description.stem, description.tail) if layer is not None]
+
+
 def _tensor_names(layer: Any) -> list[tuple[nn.Module, str]]:
     """Everything that a layer's tensors could come from, whether it is there or not."""
+    if isinstance(layer, LinearLayer):
+        return [(layer.linear, "weight"), (layer.linear, "bias")]
     if isinstance(layer, SqueezeExciteLayer):
         return [(layer.fc1, "weight"), (layer.fc1, "bias"), (layer.fc2, "weight"), (layer.fc2, "bias")]
     names = [(layer.conv, "weight"), (layer.conv, "bias")]
@@ -198,25 +246,27 @@ def _source(owner: nn.Module, name: str) -> tuple[dict, str]:
     raise Unsupported(f"{type(owner).__name__}.{name} is neither a parameter nor a buffer")
 
 
-def describe(root: nn.Module, reader: Reader, inside: Sequence[nn.Module] | None = None) -> Fusion | str:
-    """Describe a block now: a Fusion, or the reason why there is none. ``inside`` defaults to all modules below."""
+def observed() -> bool:
+    """Whether something looks at each op that runs and should see a block's own: tracing, dispatch modes."""
+    return (
+        torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._len_torch_function_stack() > 0
+    )
+
+
+def describe(root: nn.Module, reader: Reader, inside: Inside) -> Fusion | str:
+    """Describe a block now: a Fusion, or the reason why there is none."""
     try:
         description = reader(root)
-        inside = [m for m in root.modules() if m is not root] if inside is None else inside
-        return modules_reason(inside, description) or Fusion(root, description, inside)
+        modules = inside(root)
+        return modules_reason(modules, description) or Fusion(root, description, modules)
     except Unsupported as unsupported:
         return str(unsupported)
 
 
-def fusion_of(
-    root: nn.Module, reader: Reader, inside: Sequence[nn.Module] | None = None
-) -> tuple[Fusion, list[Tensor]] | str:
+def fusion_of(root: nn.Module, reader: Reader, inside: Inside) -> tuple[Fusion, list[Tensor]] | str:
     """The Fusion of a block in eager mode with its tensors as they are now; else the reason why there is none."""
     fusion = root.__dict__.get("_fusion")
-    try:
-        tensors = None if fusion is None else fusion.tensors()
-    except KeyError:  # an attribute has gone
-        tensors = None
+    tensors = None if fusion is None else fusion.tensors()
     if tensors is None:
         root.__dict__.pop("_fusion", None)
         fusion = describe(root, reader, inside)
@@ -232,16 +282,13 @@ def fusion_of(
     return fusion, tensors
 
 
-def traced_description(
-    root: nn.Module, reader: Reader, inside: Sequence[nn.Module] | None = None
-) -> Description | None:
+def traced_description(root: nn.Module, reader: Reader, inside: Inside) -> Description | None:
     """The description of a block while a graph is captured, None if it may not run fused; nothing is remembered."""
     try:
         description = reader(root)
     except Unsupported:
         return None
-    inside = [m for m in root.modules() if m is not root] if inside is None else inside
-    if modules_reason(inside, description) is not None:
+    if modules_reason(inside(root), description) is not None:
         return None
     for layer in parts_of(description)[2]:
         for tensor in layer.tensors():

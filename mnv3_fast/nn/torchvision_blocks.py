@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import mobilenetv3
 from torchvision.ops import misc
 
 from mnv3_fast.models import torchvision
-from mnv3_fast.models.description import STOCK, BlockDescription, ConvLayer, SqueezeExciteLayer
-from mnv3_fast.nn.base import Fused, FusedBlock, FusedConv, checked_conv
+from mnv3_fast.models.description import STOCK, BlockDescription, ConvLayer, NetDescription, SqueezeExciteLayer
+from mnv3_fast.nn.base import Fused, FusedBlock, FusedConv, FusedEnd, checked_conv
+from mnv3_fast.nn.containers import Container
 from mnv3_fast.ops import registration
 from mnv3_fast.ops.elements import ACTIVATIONS, GATES
 from mnv3_fast.ops.squeeze_excite import op as squeeze_excite
@@ -43,9 +44,32 @@ class SqueezeExcitation(Fused, misc.SqueezeExcitation):
         return registration.call(squeeze_excite.OP, reference, squeeze_excite.FUNCTION, args)
 
 
+class MobileNetV3(FusedEnd, Container, mobilenetv3.MobileNetV3):
+    """torchvision's network: what comes after the blocks (1x1 convolution, pool, classifier) in one op."""
+
+    def _reader(self) -> NetDescription:
+        return torchvision.read_end(self)
+
+    def _end_modules(self) -> list[nn.Module]:
+        return torchvision.end_modules(self)
+
+    def _forward_impl(self, x: Tensor) -> Tensor:
+        end = self._fused_end(x)
+        if end is None:
+            return super()._forward_impl(x)
+        run, rest = end
+        for block in list(self.features)[:-1]:
+            x = block(x)
+        x = run(x)
+        for module in rest:
+            x = module(x)
+        return x
+
+
 SWAPS: dict[type, type[Fused]] = {
     mobilenetv3.InvertedResidual: InvertedResidual,
     misc.Conv2dNormActivation: Conv2dNormActivation,
     misc.SqueezeExcitation: SqueezeExcitation,
 }
-STOCK.update({fused: stock for stock, fused in SWAPS.items()})
+CONTAINERS: dict[type, type] = {mobilenetv3.MobileNetV3: MobileNetV3}
+STOCK.update({fused: stock for swaps in (SWAPS, CONTAINERS) for stock, fused in swaps.items()})

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mnv3_fast import ops
-from mnv3_fast.ops.inverted_residual import cache
+from mnv3_fast.engine import cache
 from mnv3_fast.testing.cases import Case, block
 from tests.ops import harness
 

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from mnv3_fast import _library
+from mnv3_fast.engine import cache
 from mnv3_fast.engine.op import OP as RUN_PLAN
+from mnv3_fast.engine.plan import PlanBuilder
 from mnv3_fast.ops import checks, registration
 from mnv3_fast.ops.elements import empty_nhwc, output_size
-from mnv3_fast.ops.inverted_residual import cache, reference
-from mnv3_fast.ops.inverted_residual.layout import HAS_BATCH_NORM, HAS_BIAS, NOT_AFFINE, unflatten
+from mnv3_fast.ops.inverted_residual import reference
+from mnv3_fast.ops.inverted_residual.layout import HAS_BATCH_NORM, HAS_BIAS, NOT_AFFINE, check_block, unflatten
 from mnv3_fast.ops.squeeze_excite_gate.op import prepare_layers
 
 SCHEMA = "inverted_residual(Tensor input, Tensor[] tensors, int[] spec, float[] constants) -> Tensor"
@@ -48,9 +50,25 @@ def _flops(input: Any, tensors: Any, spec: Any, constants: Any, *, out_shape: An
 OP = registration.register(SCHEMA, reference.inverted_residual, _fake, _flops, guarded=False)
 
 
+def packed(tensors: list[Tensor], spec: Sequence[int], constants: Sequence[float]) -> cache.Entry:
+    """The plan of a block, packed now if there is none or its tensors have changed."""
+    arguments = (tuple(spec), tuple(constants))
+    return cache.find(tensors, arguments, lambda: _build_plan(tensors, spec, constants))
+
+
+def _build_plan(tensors: Sequence[Tensor], spec: Sequence[int], constants: Sequence[float]) -> cache.Plan:
+    dense = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
+    block = unflatten(dense, spec, constants)
+    check_block(block)
+    first = block.expand or block.depthwise
+    builder = PlanBuilder(first.weight.shape[1] if block.expand else first.weight.shape[0])
+    builder.add_block(dense, spec, constants)
+    return builder.build()
+
+
 def _run(input: Tensor, tensors: list[Tensor], spec: list[int], constants: list[float]) -> Tensor:
     registration.refuse_grad("inverted_residual", (input, tensors))
-    entry = cache.packed(tensors, spec, constants)
+    entry = packed(tensors, spec, constants)
     with torch._C._AutoDispatchBelowAutograd():
         return RUN_PLAN(input, entry.plan, entry.geometry)
 
