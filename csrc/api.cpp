@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "pages.h"
 
 namespace {
 
@@ -86,7 +87,8 @@ uint64_t mnv3_fast_fingerprint(const std::uintptr_t* pointers, const int64_t* co
     lanes[lane] ^= lanes[lane] >> 29;
   };
   const auto sample = [counts](std::size_t i, int64_t j) { return j * (counts[i] - 1) / (kSamples - 1); };
-  for (std::size_t i = 0; i < n; i++) {  // the samples lie far apart: fetched side by side, while the vectors are hashed
+  for (std::size_t i = 0; i < n;
+       i++) {  // the samples lie far apart: fetched side by side, while the vectors are hashed
     if (counts[i] <= kWhole) continue;
     for (int64_t j = 0; j < kSamples; j++) __builtin_prefetch(reinterpret_cast<float*>(pointers[i]) + sample(i, j));
   }
@@ -111,3 +113,5 @@ uint64_t mnv3_fast_fingerprint(const std::uintptr_t* pointers, const int64_t* co
   for (int lane = 1; lane < 4; lane++) mix(0, lanes[lane]);
   return lanes[0];
 }
+
+void mnv3_fast_prefer_huge_pages(void* data, std::size_t bytes) { mnv3_fast::prefer_huge_pages(data, bytes); }

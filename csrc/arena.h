@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <new>
 
+#include "pages.h"
+
 namespace mnv3_fast {
 
 class Arena {
@@ -23,11 +25,13 @@ class Arena {
   Arena() = default;
   ~Arena() { std::free(data_); }
   void grow(int64_t floats) {
-    const std::size_t bytes = (static_cast<std::size_t>(floats) * sizeof(float) + 4095) / 4096 * 4096;
+    const std::size_t wanted = static_cast<std::size_t>(floats) * sizeof(float);
+    const std::size_t page = wanted > kHugePage / 2 ? kHugePage : 4096, bytes = (wanted + page - 1) / page * page;
     std::free(data_);
     capacity_ = 0;
-    data_ = static_cast<float*>(std::aligned_alloc(64, bytes));
+    data_ = static_cast<float*>(std::aligned_alloc(page, bytes));
     if (!data_) throw std::bad_alloc();
+    prefer_huge_pages(data_, bytes);
     capacity_ = static_cast<int64_t>(bytes / sizeof(float));
   }
   float* data_ = nullptr;

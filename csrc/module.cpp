@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -47,5 +48,9 @@ PYBIND11_MODULE(_C, m) {
       py::arg("op"), "The instruction set of the code that ran last for an op, '' if none has since this was asked.");
   m.def("fma_peak", &mnv3_fast_fma_peak, py::arg("seconds") = 0.2, py::call_guard<py::gil_scoped_release>(),
         "Multiply-adds a second of one core with the instruction set in use, in 1e9: the best of `seconds` of trying.");
+  m.def(
+      "prefer_huge_pages",
+      [](std::uintptr_t data, std::size_t bytes) { mnv3_fast_prefer_huge_pages(reinterpret_cast<void*>(data), bytes); },
+      py::arg("data"), py::arg("bytes"), "Ask the system for large pages in a range of memory of this process.");
   bind_staleness(m);
 }

@@ -53,6 +53,12 @@ def extension() -> ModuleType:
     return _C
 
 
+def prefer_huge_pages(tensor: torch.Tensor) -> None:
+    """Ask the system to keep a tensor that every pass reads from end to end in large pages; a hint, which may fail."""
+    if _C is not None and tensor.device.type == "cpu" and tensor.is_contiguous():
+        _C.prefer_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+
+
 def missing_reason() -> str | None:
     """Why there are no compiled kernels and how to get them; None if they are loaded."""
     return _reason

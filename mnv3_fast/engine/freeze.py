@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.mobilenetv3 import InvertedResidual
 
+from mnv3_fast import _library
 from mnv3_fast.engine.op import OP
 from mnv3_fast.engine.packing import pack_net
 from mnv3_fast.models.description import NetDescription, Unsupported, describe_net
@@ -69,6 +70,10 @@ class Engine(nn.Module):
             raise RuntimeError(
                 "Engine: an engine is for inference and the input requires grad; use mnv3_fast.accelerate"
             )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # a copy, or one from a file: its plan lies in memory of its own
+        _library.prefer_huge_pages(self.plan)
 
     def train(self, mode: bool = True) -> Engine:
         """An engine has no training mode; it stays in eval mode whatever a surrounding model does."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mnv3_fast import _library
 from mnv3_fast.ops.fold_batch_norm.reference import fold_batch_norm
 from mnv3_fast.ops.inverted_residual.layout import Layer, unflatten
 
@@ -152,7 +153,9 @@ class PlanBuilder:
                 position += 4 * node.data[index].numel()
             table += words
         header = [MAGIC, VERSION, position, len(self._nodes), self._input_channels, self._channels, int(self._is_map)]
-        plan = torch.zeros(position, dtype=torch.uint8)
+        plan = torch.empty(position, dtype=torch.uint8)
+        _library.prefer_huge_pages(plan)
+        plan.zero_()
         words = torch.tensor(header + [0] * (HEADER_WORDS - len(header)) + table, dtype=torch.int64)
         plan[: 8 * words.numel()] = words.view(torch.uint8)
         start = 8 * words.numel()

@@ -29,7 +29,7 @@ void fill_rows(const Block& b, int64_t block, const Ring& ring, NewRows fresh) {
   const int64_t pixels = w.pixels(b.output_w), inner = inner_pixels(w, b.width, pixels);
   const int64_t first = block * kHiddenBlock, panels = round_up(b.hidden, kPanel) / kPanel;
   for (int64_t y = fresh.begin; y < fresh.end; y++) {
-    const float* input = b.input + y * b.width * b.inputs;
+    const float* input = b.input.row(y);
     float* output = ring.row(y) + w.pad_left * kHiddenBlock;
     if (b.expand_weight) {
       const int64_t begin = first / kPanel, end = begin + 2 < panels ? begin + 2 : panels;
@@ -72,21 +72,25 @@ void block_rows(const BlockRows& a) {
   float* zeros = a.scratch;
   float* rings = zeros + zero_floats(b);
   float* hidden = rings + blocks * ring_floats(b);
-  clear(zeros, zero_floats(b));
-  int64_t next = 0;
-  for (int64_t block = 0; block < blocks; block++) make_ring(b, rings + block * ring_floats(b), zeros);
+  Progress whole = {false, 0};
+  Progress& progress = a.progress ? *a.progress : whole;
+  if (!progress.started) {
+    clear(zeros, zero_floats(b));
+    for (int64_t block = 0; block < blocks; block++) make_ring(b, rings + block * ring_floats(b), zeros);
+    progress.started = true;
+  }
   for (int64_t y = a.row_begin; y < a.row_end; y++) {
     HiddenRing state = {};
     for (int64_t block = 0; block < blocks; block++) {
       const int64_t pixels = b.window.pixels(b.output_w);
-      state = {{rings + block * ring_floats(b), zeros, b.window.rows(), pixels * kHiddenBlock, kHiddenBlock}, next};
+      const Ring ring = {rings + block * ring_floats(b), zeros, b.window.rows(), pixels * kHiddenBlock, kHiddenBlock};
+      state = {ring, progress.next};
       hidden_row(b, block, y, state, hidden, nullptr);
     }
-    next = state.next;
-    const float* residual = b.residual ? b.input + y * b.width * b.inputs : nullptr;
-    pointwise({b.output_w, b.hidden, b.outputs, hidden, stride, b.project_weight, b.project_bias,
-               b.output + y * b.output_w * b.outputs, b.outputs, residual, b.inputs, nullptr, nullptr,
-               b.project_activation, 0, 0, round_up(b.outputs, kPanel) / kPanel, b.stream});
+    progress.next = state.next;
+    pointwise({b.output_w, b.hidden, b.outputs, hidden, stride, b.project_weight, b.project_bias, b.output.row(y),
+               b.outputs, b.residual ? b.input.row(y) : nullptr, b.inputs, nullptr, nullptr, b.project_activation, 0, 0,
+               round_up(b.outputs, kPanel) / kPanel, b.stream});
   }
 }
 

@@ -45,11 +45,12 @@ void run(const Tensor& input, const ConvArguments& conv, const Tensor& scale, co
                               packed.weight,
                               packed.bias,
                               activation,
-                              output.data() + n * output.stride(0),
+                              {output.data() + n * output.stride(0), rows, width * conv.outputs()},
                               width,
                               rows * part / chunks_an_image,
                               rows * (part + 1) / chunks_an_image,
-                              scratch + c * scratch_floats});
+                              scratch + c * scratch_floats,
+                              nullptr});
       }
     });
   });
