@@ -111,19 +111,6 @@ inline int64_t depthwise_scratch(const Window& window, int64_t output_w) {
   return (window.rows() + 1) * window.pixels(output_w) * 16;
 }
 
-// How far a strip that is computed in several calls, some rows each, has come; its scratch must be kept meanwhile.
-struct Progress {
-  bool started;
-  int64_t next;  // the first input row that has not been read
-};
-// Rows of a dense NHWC map, or the last `count` of them in a ring.
-template <class T>
-struct Rows {
-  T* data;
-  int64_t count, floats;
-  T* row(int64_t y) const { return data + static_cast<uint32_t>(y) % static_cast<uint32_t>(count) * floats; }
-};
-
 // Dense conv of few input channels (the stem) over one image of floats or bytes; x * scale + shift on load.
 struct StemStrip {
   const void* input;
@@ -134,10 +121,9 @@ struct StemStrip {
   Window window;
   const float *weight, *bias;
   int activation;
-  Rows<float> output;
+  float* output;  // NHWC, dense
   int64_t output_w, row_begin, row_end;
-  float* scratch;      // stem_scratch(...) floats
-  Progress* progress;  // or null: all rows in this call
+  float* scratch;  // stem_scratch(...) floats
 };
 inline int64_t stem_scratch(const Window& window, int64_t inputs, int64_t output_w) {
   return (inputs * window.rows() + 1) * window.pixels(output_w);
@@ -157,16 +143,16 @@ struct ScalePixels {
   float* output;
 };
 
-// An inverted residual block of one image.
+// An inverted residual block of one image whose input map is dense NHWC.
 struct Block {
-  Rows<const float> input;
+  const float* input;
   int64_t height, width, inputs, hidden, outputs, output_h, output_w;
   Window window;
   const float *expand_weight, *expand_bias;  // null: the depthwise conv reads the input
   const float *depthwise_weight, *depthwise_bias, *project_weight, *project_bias;
   int expand_activation, depthwise_activation, project_activation;
   bool residual;
-  Rows<float> output;
+  float* output;         // dense NHWC
   WeightStream* stream;  // or null
 };
 // Blocks of 32 hidden channels are expanded into a ring of rows that stays in L1/L2 until the depthwise conv has read
@@ -179,8 +165,7 @@ inline int64_t zero_floats(const Block& b) { return b.window.pixels(b.output_w) 
 struct BlockRows {
   Block block;
   int64_t row_begin, row_end;
-  float* scratch;      // block_rows_scratch(block) floats
-  Progress* progress;  // or null: all rows in this call
+  float* scratch;  // block_rows_scratch(block) floats
 };
 inline int64_t block_rows_scratch(const Block& b) {
   return hidden_blocks(b) * ring_floats(b) + zero_floats(b) + b.output_w * round_up(b.hidden, kHiddenBlock);

@@ -4,42 +4,47 @@
 #include <stdexcept>
 #include <string>
 
-#include "engine/chain.h"
 #include "engine/layers.h"
 
 namespace mnv3_fast {
 namespace {
+
+Shape output_shape(const Node& node, Shape in) {
+  switch (node.kind) {
+    case kStemNode:
+      return {node.stem.window.output_h(in.height), node.stem.window.output_w(in.width), node.stem.outputs};
+    case kBlockNode:
+      return {node.block.window.output_h(in.height), node.block.window.output_w(in.width), node.block.outputs};
+    case kPoolNode: return {1, 1, in.channels};
+    default: return {in.height, in.width, node.linear.outputs};
+  }
+}
 
 // A 1x1 conv and the pool after it run as one: the conv's map lives in scratch, 32 channels at a time.
 bool pools(const Plan& plan, std::size_t i) {
   return plan.nodes[i].kind == kPointwiseNode && i + 1 < plan.nodes.size() && plan.nodes[i + 1].kind == kPoolNode;
 }
 
-// What one image needs with so many threads.
-Sizes measure(const Plan& plan, const Batch& batch, int threads) {
+Sizes measure(const Plan& plan, Shape shape, bool copies_input) {
   Sizes s;
-  Shape shape = {batch.height, batch.width, batch.channels};
-  if (plan.nodes[0].kind != kStemNode) s.map = shape.floats();  // a dense copy of the input
-  for (std::size_t i = 0, end; i < plan.nodes.size() && plan.nodes[i].kind != kLinearNode; i = end) {
+  if (copies_input) s.map = shape.floats();
+  for (std::size_t i = 0; i < plan.nodes.size() && plan.nodes[i].kind != kLinearNode; i++) {
     const Node& node = plan.nodes[i];
-    end = chain_end(plan, i, shape, threads);
-    const Shape in = shape;
-    for (std::size_t k = i; k < end; k++) shape = output_shape(plan.nodes[k], shape);
-    if (end > i + 1) {
-      s.scratch = std::max(s.scratch, chain_scratch(plan, i, end, in));
-    } else if (node.kind == kStemNode) {
-      s.scratch = std::max(s.scratch, stem_scratch(node.stem.window, node.stem.inputs, shape.width));
+    const Shape out = output_shape(node, shape);
+    if (node.kind == kStemNode) {
+      s.scratch = std::max(s.scratch, stem_scratch(node.stem.window, node.stem.inputs, out.width));
     } else if (node.kind == kBlockNode) {
-      const Block b = block_of(node.block, in, shape, {}, {}, nullptr);
+      const Block b = block_of(node.block, shape, out, nullptr, nullptr, nullptr);
       const int64_t stride = round_up(b.hidden, kHiddenBlock);
-      s.hidden = std::max(s.hidden, shape.pixels() * stride);
+      s.hidden = std::max(s.hidden, out.pixels() * stride);
       s.vector = std::max(s.vector, stride);
       s.squeeze = std::max(s.squeeze, round_up(node.block.squeeze, 16));
       s.scratch = std::max({s.scratch, block_rows_scratch(b), block_channels_scratch(b), pointwise_scratch(b.hidden)});
     } else if (pools(plan, i)) {
-      s.scratch = std::max(s.scratch, in.pixels() * 32);
+      s.scratch = std::max(s.scratch, shape.pixels() * 32);
     }
-    if (!pools(plan, i)) s.map = std::max(s.map, shape.floats());
+    if (!pools(plan, i)) s.map = std::max(s.map, out.floats());
+    shape = out;
   }
   return s;
 }
@@ -55,19 +60,6 @@ const float* dense_map(const Batch& batch, int64_t image, float* copy) {
   return copy;
 }
 
-// One node, or a 1x1 conv with its pool (`pooled`).
-void run_node(const Node& node, bool pooled, Shape in, Shape out, const Batch& batch, int64_t image, const float* map,
-              float* output, const Team& team) {
-  switch (node.kind) {
-    case kStemNode: return run_stem(node.stem, batch, image, out, output, team);
-    case kBlockNode: return run_block(node.block, in, out, map, output, team);
-    case kPoolNode: return mean_of(map, in.pixels(), in.channels, in.channels, output);
-    default:
-      if (pooled) return run_pooled(node.linear, in.pixels(), map, output, team);
-      return run_pointwise(node.linear, in.pixels(), map, node.linear.inputs, nullptr, nullptr, output, team);
-  }
-}
-
 // All nodes before the first linear layer; the last of them writes to `output`.
 void run_image(const Plan& plan, const Batch& batch, int64_t image, float* output, const Team& team) {
   Shape shape = {batch.height, batch.width, batch.channels};
@@ -76,16 +68,19 @@ void run_image(const Plan& plan, const Batch& batch, int64_t image, float* outpu
   int turn = 0;
   const float* map = nullptr;
   if (plan.nodes[0].kind != kStemNode) { map = dense_map(batch, image, team.maps[1]); }
-  std::size_t end;
-  for (std::size_t i = 0; i < count; i = end) {
-    const bool pooled = pools(plan, i);
-    const std::size_t behind_chain = chain_end(plan, i, shape, team.threads);
-    end = pooled ? i + 2 : behind_chain;
-    float* to = end == count ? output : team.maps[turn];
-    Shape out = shape;
-    for (std::size_t k = i; k < behind_chain; k++) out = output_shape(plan.nodes[k], out);
-    if (behind_chain > i + 1) run_chain(plan, i, end, shape, batch, image, map, to, team);
-    else run_node(plan.nodes[i], pooled, shape, out, batch, image, map, to, team);
+  for (std::size_t i = 0; i < count; i++) {
+    const Node& node = plan.nodes[i];
+    const Shape out = output_shape(node, shape);
+    const std::size_t last = pools(plan, i) ? i + 1 : i;
+    float* to = last + 1 == count ? output : team.maps[turn];
+    if (node.kind == kStemNode) run_stem(node.stem, batch, image, out, to, team);
+    if (node.kind == kBlockNode) run_block(node.block, shape, out, map, to, team);
+    if (node.kind == kPoolNode) mean_of(map, shape.pixels(), shape.channels, shape.channels, to);
+    if (node.kind == kPointwiseNode) {
+      if (last > i) run_pooled(node.linear, shape.pixels(), map, to, team);
+      else run_pointwise(node.linear, shape.pixels(), map, node.linear.inputs, nullptr, nullptr, to, team);
+    }
+    i = last;
     map = to;
     shape = out;
     turn ^= 1;
@@ -151,21 +146,21 @@ void execute(const Plan& plan, const Batch& batch, float* output) {
   const int64_t stride = features ? plan.nodes[first_linear].linear.inputs : height * width * plan.output_channels;
 
   const int threads = thread_count();
-  const Sizes alone = measure(plan, batch, 1), together = measure(plan, batch, threads);
+  const Sizes sizes = measure(plan, {batch.height, batch.width, batch.channels}, plan.nodes[0].kind != kStemNode);
   // As many images as threads pass side by side, each on one thread; the rest one by one on all of them.
   const int64_t side_by_side = threads > 1 ? batch.images - batch.images % threads : 0;
-  const int64_t row = round_up(batch.images * features, 16), one = team_floats(alone, 1);
-  float* memory = Arena::get(2 * row + std::max(side_by_side ? one * threads : 0, team_floats(together, threads)));
+  const int64_t row = round_up(batch.images * features, 16), one = team_floats(sizes, 1);
+  float* memory = Arena::get(2 * row + std::max(side_by_side ? one * threads : 0, team_floats(sizes, threads)));
   float* const rows[2] = {memory, memory + row};
   memory += 2 * row;
   float* images = features ? rows[0] : output;
   if (side_by_side) {
     parallel_for(threads, [&](int64_t t) {
-      run_images(plan, batch, side_by_side * t / threads, side_by_side * (t + 1) / threads, images, stride, alone, 1,
+      run_images(plan, batch, side_by_side * t / threads, side_by_side * (t + 1) / threads, images, stride, sizes, 1,
                  memory + t * one);
     });
   }
-  run_images(plan, batch, side_by_side, batch.images, images, stride, together, threads, memory);
+  run_images(plan, batch, side_by_side, batch.images, images, stride, sizes, threads, memory);
   if (features) run_classifier(plan, first_linear, batch.images, rows, output, threads);
 }
 

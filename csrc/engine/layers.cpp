@@ -2,19 +2,7 @@
 
 namespace mnv3_fast {
 
-Shape output_shape(const Node& node, Shape in) {
-  switch (node.kind) {
-    case kStemNode:
-      return {node.stem.window.output_h(in.height), node.stem.window.output_w(in.width), node.stem.outputs};
-    case kBlockNode:
-      return {node.block.window.output_h(in.height), node.block.window.output_w(in.width), node.block.outputs};
-    case kPoolNode: return {1, 1, in.channels};
-    default: return {in.height, in.width, node.linear.outputs};
-  }
-}
-
-Block block_of(const BlockNode& b, Shape in, Shape out, Rows<const float> input, Rows<float> output,
-               WeightStream* stream) {
+Block block_of(const BlockNode& b, Shape in, Shape out, const float* input, float* output, WeightStream* stream) {
   return {input,
           in.height,
           in.width,
@@ -71,11 +59,10 @@ void run_pointwise(const LinearNode& l, int64_t pixels, const float* input, int6
 }
 
 void run_block(const BlockNode& node, Shape in, Shape out, const float* input, float* output, const Team& team) {
-  const Block block = block_of(node, in, out, whole_map(input, in), whole_map(output, out), team.weights());
+  const Block block = block_of(node, in, out, input, output, team.weights());
   if (!node.squeeze && (team.threads == 1 || out.height >= 14 * team.threads)) {
-    team.split(out.height, 1, [&](int64_t begin, int64_t end, float* scratch) {
-      kernels().block_rows({block, begin, end, scratch, nullptr});
-    });
+    team.split(out.height, 1,
+               [&](int64_t begin, int64_t end, float* scratch) { kernels().block_rows({block, begin, end, scratch}); });
     return;
   }
   team.split(hidden_blocks(block), 1, [&](int64_t begin, int64_t end, float* scratch) {
@@ -95,37 +82,31 @@ void run_block(const BlockNode& node, Shape in, Shape out, const float* input, f
                 node.residual ? input : nullptr, output, team);
 }
 
-StemStrip stem_of(const StemNode& node, const Batch& batch, int64_t image, Shape out, Rows<float> output,
-                  int64_t row_begin, int64_t row_end, float* scratch) {
+void run_stem(const StemNode& node, const Batch& batch, int64_t image, Shape out, float* output, const Team& team) {
   const int64_t offset = image * batch.image_stride;
   const void* data = batch.bytes ? static_cast<const void*>(static_cast<const uint8_t*>(batch.data) + offset)
                                  : static_cast<const void*>(static_cast<const float*>(batch.data) + offset);
-  return {data,
-          batch.bytes,
-          batch.row_stride,
-          batch.pixel_stride,
-          batch.channel_stride,
-          batch.height,
-          batch.width,
-          node.inputs,
-          node.outputs,
-          node.scale,
-          node.shift,
-          node.window,
-          node.weight,
-          node.bias,
-          node.activation,
-          output,
-          out.width,
-          row_begin,
-          row_end,
-          scratch,
-          nullptr};
-}
-
-void run_stem(const StemNode& node, const Batch& batch, int64_t image, Shape out, float* output, const Team& team) {
   team.split(out.height, 1, [&](int64_t begin, int64_t end, float* scratch) {
-    kernels().stem_strip(stem_of(node, batch, image, out, whole_map(output, out), begin, end, scratch));
+    kernels().stem_strip({data,
+                          batch.bytes,
+                          batch.row_stride,
+                          batch.pixel_stride,
+                          batch.channel_stride,
+                          batch.height,
+                          batch.width,
+                          node.inputs,
+                          node.outputs,
+                          node.scale,
+                          node.shift,
+                          node.window,
+                          node.weight,
+                          node.bias,
+                          node.activation,
+                          output,
+                          out.width,
+                          begin,
+                          end,
+                          scratch});
   });
 }
 

@@ -55,16 +55,7 @@ struct Team {
   }
 };
 
-Shape output_shape(const Node& node, Shape in);
-template <class T>
-Rows<T> whole_map(T* data, Shape shape) {
-  return {data, shape.height, shape.width * shape.channels};
-}
-Block block_of(const BlockNode& b, Shape in, Shape out, Rows<const float> input, Rows<float> output,
-               WeightStream* stream);
-// Rows [row_begin, row_end) of the stem of one image.
-StemStrip stem_of(const StemNode& node, const Batch& batch, int64_t image, Shape out, Rows<float> output,
-                  int64_t row_begin, int64_t row_end, float* scratch);
+Block block_of(const BlockNode& b, Shape in, Shape out, const float* input, float* output, WeightStream* stream);
 
 void run_linear(const LinearNode& l, int64_t images, const float* input, int64_t input_stride, float* output,
                 int64_t output_stride, int activation, float slope, const Team& team);

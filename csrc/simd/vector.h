@@ -8,6 +8,7 @@
 #endif
 
 #define MNV3_INLINE inline __attribute__((always_inline))
+#define MNV3_ALWAYS __attribute__((always_inline))  // of a lambda
 #define MNV3_UNROLL _Pragma("GCC unroll 64")
 
 // An empty statement that claims to change x: keeps GCC from hoisting the next step's broadcasts above this step's
@@ -112,10 +113,12 @@ MNV3_INLINE void store_first(float* p, Vec<L> v, int64_t n) {
 
 // The lower eight lanes of sixteen.
 #if defined(MNV3_ISA_AVX512)
-MNV3_INLINE void store_half(float* p, Vec<16> v) { _mm256_storeu_ps(p, _mm512_castps512_ps256((__m512)v)); }
+MNV3_INLINE Vec<8> lower_half(Vec<16> v) { return (Vec<8>)_mm512_castps512_ps256((__m512)v); }
 #else
 template <class V>
-MNV3_INLINE void store_half(float*, V) {}  // vectors of sixteen exist with AVX-512 alone
+MNV3_INLINE Vec<8> lower_half(V) {  // vectors of sixteen exist with AVX-512 alone
+  return Vec<8>{};
+}
 #endif
 
 // A tile in registers to `columns` channels of Rows pixels. Whole vectors are the rule, so they are decided on once.
@@ -130,7 +133,7 @@ MNV3_INLINE void store_tile(float* p, int64_t stride, int64_t columns, const Vec
   if (columns <= 0) return;  // lanes past the last channel
   if constexpr (L == 16 && Vectors == 1) {
     if (columns == 8) {
-      MNV3_UNROLL for (int i = 0; i < Rows; i++) store_half(p + i * stride, tile[i][0]);
+      MNV3_UNROLL for (int i = 0; i < Rows; i++) store<8>(p + i * stride, lower_half(tile[i][0]));
       return;
     }
   }

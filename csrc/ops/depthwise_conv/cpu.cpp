@@ -51,13 +51,13 @@ __attribute__((noinline)) void depthwise_tile(const DepthwiseRow& a, int64_t x) 
     Vec<kLanes> acc[Pixels][1];
     MNV3_UNROLL for (int t = 0; t < Pixels; t++) acc[t][0] = bias;
     depthwise_taps<Kernel, Stride, Pixels>(a, x, lane, acc);
-    activate<kLanes>(acc, a.activation, 0);
+    store_activated<kLanes>(a.output + x * a.output_stride + lane, a.output_stride, a.channels - lane, acc,
+                            a.activation, 0);
     if (a.sum) {
       Vec<kLanes> sum = load<kLanes>(a.sum + lane);
       MNV3_UNROLL for (int t = 0; t < Pixels; t++) sum += acc[t][0];
       store<kLanes>(a.sum + lane, sum);
     }
-    store_tile<kLanes>(a.output + x * a.output_stride + lane, a.output_stride, a.channels - lane, acc);
   }
 }
 

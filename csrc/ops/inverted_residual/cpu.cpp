@@ -16,10 +16,12 @@ struct HiddenRing {
   int64_t next;
 };
 
-Ring make_ring(const Block& b, float* data, float* zeros) {
+Ring make_ring(const Block& b, int64_t block, float* data, float* zeros) {
   const int64_t pixels = b.window.pixels(b.output_w);
   const Ring ring = {data, zeros, b.window.rows(), pixels * kHiddenBlock, kHiddenBlock};
-  clear_borders(ring, b.window, b.width, pixels);
+  // Lanes past the last hidden channel are read with the others, so they must hold something harmless.
+  if ((block + 1) * kHiddenBlock > b.hidden) clear(data, ring_floats(b));
+  else clear_borders(ring, b.window, b.width, pixels);
   return ring;
 }
 
@@ -29,11 +31,12 @@ void fill_rows(const Block& b, int64_t block, const Ring& ring, NewRows fresh) {
   const int64_t pixels = w.pixels(b.output_w), inner = inner_pixels(w, b.width, pixels);
   const int64_t first = block * kHiddenBlock, panels = round_up(b.hidden, kPanel) / kPanel;
   for (int64_t y = fresh.begin; y < fresh.end; y++) {
-    const float* input = b.input.row(y);
+    const float* input = b.input + y * b.width * b.inputs;
     float* output = ring.row(y) + w.pad_left * kHiddenBlock;
     if (b.expand_weight) {
       const int64_t begin = first / kPanel, end = begin + 2 < panels ? begin + 2 : panels;
-      pointwise({inner, b.inputs, end * kPanel, input, b.inputs, b.expand_weight, b.expand_bias, output - first,
+      const int64_t outputs = end * kPanel < b.hidden ? end * kPanel : b.hidden;
+      pointwise({inner, b.inputs, outputs, input, b.inputs, b.expand_weight, b.expand_bias, output - first,
                  kHiddenBlock, nullptr, 0, nullptr, nullptr, b.expand_activation, 0, begin, end, b.stream});
     } else {
       for (int64_t c = first; c < b.hidden && c < first + kHiddenBlock; c += kPanel) {
@@ -72,25 +75,21 @@ void block_rows(const BlockRows& a) {
   float* zeros = a.scratch;
   float* rings = zeros + zero_floats(b);
   float* hidden = rings + blocks * ring_floats(b);
-  Progress whole = {false, 0};
-  Progress& progress = a.progress ? *a.progress : whole;
-  if (!progress.started) {
-    clear(zeros, zero_floats(b));
-    for (int64_t block = 0; block < blocks; block++) make_ring(b, rings + block * ring_floats(b), zeros);
-    progress.started = true;
-  }
+  clear(zeros, zero_floats(b));
+  int64_t next = 0;
+  for (int64_t block = 0; block < blocks; block++) make_ring(b, block, rings + block * ring_floats(b), zeros);
   for (int64_t y = a.row_begin; y < a.row_end; y++) {
     HiddenRing state = {};
     for (int64_t block = 0; block < blocks; block++) {
       const int64_t pixels = b.window.pixels(b.output_w);
-      const Ring ring = {rings + block * ring_floats(b), zeros, b.window.rows(), pixels * kHiddenBlock, kHiddenBlock};
-      state = {ring, progress.next};
+      state = {{rings + block * ring_floats(b), zeros, b.window.rows(), pixels * kHiddenBlock, kHiddenBlock}, next};
       hidden_row(b, block, y, state, hidden, nullptr);
     }
-    progress.next = state.next;
-    pointwise({b.output_w, b.hidden, b.outputs, hidden, stride, b.project_weight, b.project_bias, b.output.row(y),
-               b.outputs, b.residual ? b.input.row(y) : nullptr, b.inputs, nullptr, nullptr, b.project_activation, 0, 0,
-               round_up(b.outputs, kPanel) / kPanel, b.stream});
+    next = state.next;
+    const float* residual = b.residual ? b.input + y * b.width * b.inputs : nullptr;
+    pointwise({b.output_w, b.hidden, b.outputs, hidden, stride, b.project_weight, b.project_bias,
+               b.output + y * b.output_w * b.outputs, b.outputs, residual, b.inputs, nullptr, nullptr,
+               b.project_activation, 0, 0, round_up(b.outputs, kPanel) / kPanel, b.stream});
   }
 }
 
@@ -101,7 +100,7 @@ void block_channels(const BlockChannels& a) {
   float* zeros = a.scratch;
   clear(zeros, zero_floats(b));
   for (int64_t block = a.block_begin; block < a.block_end; block++) {
-    HiddenRing state = {make_ring(b, zeros + zero_floats(b), zeros), 0};
+    HiddenRing state = {make_ring(b, block, zeros + zero_floats(b), zeros), 0};
     float* means = a.means + block * kHiddenBlock;
     clear(means, kHiddenBlock);
     for (int64_t y = 0; y < b.output_h; y++) hidden_row(b, block, y, state, a.map + y * b.output_w * stride, a.means);

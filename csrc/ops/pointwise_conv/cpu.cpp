@@ -15,7 +15,8 @@ namespace {
 // A sum of more inputs than this is made of blocks: one long chain in float32 loses too much.
 constexpr int64_t kMostInputs = 256;
 
-// A tile of Rows pixels and Vectors * L channels over one block of inputs; its panels lie panel_stride apart.
+// A tile of Rows pixels and Vectors * L channels (with Half: and eight of the next panel) over one block of inputs; its
+// panels lie panel_stride apart.
 struct Tile {
   const float* input;
   int64_t input_stride, inputs;
@@ -34,22 +35,43 @@ struct Tile {
 
 // One k: weight vectors once, then a broadcast for each pixel. Every third row has a pointer of its own, so that the
 // others are reached by the stride (in bytes) as an index register.
-template <int K, int Rows, int Vectors, int L>
+template <bool Half, int Rows, int Vectors, int L>
 MNV3_INLINE void step(const char* const (&row)[(Rows + 2) / 3], int64_t stride, const float* weight,
-                      int64_t panel_stride, Vec<L> (&sum)[Rows][Vectors]) {
+                      int64_t panel_stride, Vec<L> (&sum)[Rows][Vectors], Vec<8> (&half)[Rows][1]) {
   Vec<L> w[Vectors];
   MNV3_UNROLL for (int v = 0; v < Vectors; v++) {
-    w[v] = load<L>(weight + v * L / kPanel * panel_stride + v * L % kPanel + K * kPanel);
+    w[v] = load<L>(weight + v * L / kPanel * panel_stride + v * L % kPanel);
   }
+  Vec<8> half_w;
+  if constexpr (Half) half_w = load<8>(weight + panel_stride);
   MNV3_UNROLL for (int i = 0; i < Rows; i++) {
-    Vec<L> x = broadcast<L>(*reinterpret_cast<const float*>(row[i / 3] + i % 3 * stride + K * 4));
+    Vec<L> x = broadcast<L>(*reinterpret_cast<const float*>(row[i / 3] + i % 3 * stride));
     MNV3_PIN(x);
     MNV3_UNROLL for (int v = 0; v < Vectors; v++) { sum[i][v] += x * w[v]; }
+    if constexpr (Half) half[i][0] += lower_half(x) * half_w;
   }
 }
 
-template <int Rows, int Vectors, int L>
+// What comes after the sums over a block of inputs, for the tile's channels from `first` on.
+template <int L, int Rows, int Vectors>
+MNV3_INLINE void finish_tile(const Tile& t, int64_t first, Vec<L> (&sum)[Rows][Vectors]) {
+  const int64_t columns = t.columns - first;
+  float* output = t.output + first;
+  if (!t.first) add_tile<L>(output, t.output_stride, columns, sum);
+  if (!t.last) return store_tile<L>(output, t.output_stride, columns, sum);
+  if (!t.residual) return store_activated<L>(output, t.output_stride, columns, sum, t.activation, t.slope);
+  activate<L>(sum, t.activation, t.slope);
+  add_tile<L>(t.residual + first, t.residual_stride, columns, sum);
+  store_tile<L>(output, t.output_stride, columns, sum);
+}
+
+template <int Rows, int Vectors, int L, bool Half>
 __attribute__((noinline)) void run_tile(const Tile& t) {
+  Vec<8> half[Rows][1];
+  if constexpr (Half) {
+    const Vec<8> bias = t.first ? load<8>(t.bias + kPanel) : Vec<8>{};
+    MNV3_UNROLL for (int i = 0; i < Rows; i++) half[i][0] = bias;
+  }
   Vec<L> sum[Rows][Vectors];
   MNV3_UNROLL for (int v = 0; v < Vectors; v++) {
     const Vec<L> bias = t.first ? load<L>(t.bias + v * L) : Vec<L>{};
@@ -71,23 +93,19 @@ __attribute__((noinline)) void run_tile(const Tile& t) {
       __builtin_prefetch(prefetch, 0, 2);
       prefetch += t.prefetch_step;
     }
-    step<0, Rows, Vectors, L>(row, stride, weight, panel_stride, sum);
+    step<Half, Rows, Vectors, L>(row, stride, weight, panel_stride, sum, half);
     MNV3_UNROLL for (int i = 0; i < (Rows + 2) / 3; i++) row[i] += 4;
     weight += kPanel;
   }
-  if (!t.first) add_tile<L>(t.output, t.output_stride, t.columns, sum);
-  if (t.last) {
-    activate<L>(sum, t.activation, t.slope);
-    if (t.residual) add_tile<L>(t.residual, t.residual_stride, t.columns, sum);
-  }
-  store_tile<L>(t.output, t.output_stride, t.columns, sum);
+  finish_tile<L>(t, 0, sum);
+  if constexpr (Half) finish_tile<8>(t, kPanel, half);
 }
 
-template <int Vectors, int L>
+template <int Vectors, int L, bool Half = false>
 void run_tile_of(int64_t rows, const Tile& t) {
-#define MNV3_CASE(R)                                                 \
-  case R:                                                            \
-    if constexpr (R <= kTileRows) return run_tile<R, Vectors, L>(t); \
+#define MNV3_CASE(R)                                                       \
+  case R:                                                                  \
+    if constexpr (R <= kTileRows) return run_tile<R, Vectors, L, Half>(t); \
     break;
   switch (rows) {
     // clang-format off
@@ -102,8 +120,12 @@ void run_tile_of(int64_t rows, const Tile& t) {
 constexpr int kHalfLanes = kLanes > 8 ? 8 : kLanes;
 
 void run_panels(int64_t rows, int64_t panels, const Tile& t) {
-  if (rows == 1 && panels == 4) return run_tile<1, 4 * kPanelVectors, kLanes>(t);
-  if (panels == kTilePanels && kTilePanels > 1) return run_tile_of<kTilePanels * kPanelVectors, kLanes>(rows, t);
+  if (rows == 1 && panels == 4) return run_tile<1, 4 * kPanelVectors, kLanes, false>(t);
+  if constexpr (kTilePanels > 1) {
+    if (panels == kTilePanels && t.columns > kPanel + 8)
+      return run_tile_of<kTilePanels * kPanelVectors, kLanes>(rows, t);
+    if (panels == kTilePanels) return run_tile_of<kPanelVectors, kLanes, true>(rows, t);
+  }
   if (t.columns <= 8) return run_tile_of<8 / kHalfLanes, kHalfLanes>(rows, t);
   run_tile_of<kPanelVectors, kLanes>(rows, t);
 }
@@ -151,9 +173,7 @@ void run_strip(const Pointwise& a, const float* input, int64_t input_stride, int
   int64_t panels;
   for (int64_t panel = a.panel_begin; panel < a.panel_end; panel += panels) {
     const int64_t channel = panel * kPanel;
-    // Three half panels side by side would waste a fourth: they run as one and a half.
-    const bool fits = panel + group <= a.panel_end && a.outputs - channel > group * kPanel - 8;
-    panels = fits ? group : 1;
+    panels = panel + group <= a.panel_end ? group : 1;
     Tile t = {input,
               input_stride,
               a.inputs,

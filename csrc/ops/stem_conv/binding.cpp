@@ -45,12 +45,11 @@ void run(const Tensor& input, const ConvArguments& conv, const Tensor& scale, co
                               packed.weight,
                               packed.bias,
                               activation,
-                              {output.data() + n * output.stride(0), rows, width * conv.outputs()},
+                              output.data() + n * output.stride(0),
                               width,
                               rows * part / chunks_an_image,
                               rows * (part + 1) / chunks_an_image,
-                              scratch + c * scratch_floats,
-                              nullptr});
+                              scratch + c * scratch_floats});
       }
     });
   });

@@ -46,8 +46,7 @@ __attribute__((noinline)) void run_tile(const StemTile& a, int64_t x) {
       }
     }
   }
-  activate<kLanes>(acc, a.activation, 0);
-  store_tile<kLanes>(a.output + x * a.output_stride, a.output_stride, a.channels, acc);
+  store_activated<kLanes>(a.output + x * a.output_stride, a.output_stride, a.channels, acc, a.activation, 0);
 }
 
 template <int Kernel, int Stride>
@@ -89,7 +88,7 @@ void run_row(const StemStrip& a, const float* const* rows, int64_t y) {
                            a.weight + channel * count * a.window.kernel_w,
                            a.bias + channel,
                            a.activation,
-                           a.output.row(y) + channel,
+                           a.output + y * a.output_w * a.outputs + channel,
                            a.outputs,
                            a.outputs - channel};
     int64_t pixels;
@@ -109,25 +108,21 @@ void stem_strip(const StemStrip& a) {
   const Window& w = a.window;
   const int64_t pixels = w.pixels(a.output_w), inner = inner_pixels(w, a.width, pixels);
   float* zeros = a.scratch;
+  clear(zeros, pixels);
   const auto plane = [&](int64_t channel) {
     return Ring{a.scratch + pixels + channel * w.rows() * pixels, zeros, w.rows(), pixels, 1};
   };
-  Progress whole = {false, 0};
-  Progress& progress = a.progress ? *a.progress : whole;
-  if (!progress.started) {
-    clear(zeros, pixels);
-    for (int64_t channel = 0; channel < a.inputs; channel++) clear_borders(plane(channel), w, a.width, pixels);
-    progress.started = true;
-  }
+  for (int64_t channel = 0; channel < a.inputs; channel++) clear_borders(plane(channel), w, a.width, pixels);
   const float* rows[kMostStemRows];
+  int64_t next = 0;
   for (int64_t y = a.row_begin; y < a.row_end; y++) {
-    const NewRows fresh = new_rows(w, y, a.height, progress.next);
+    const NewRows fresh = new_rows(w, y, a.height, next);
     for (int64_t channel = 0; channel < a.inputs; channel++) {
       const Ring ring = plane(channel);
       for (int64_t i = fresh.begin; i < fresh.end; i++) convert(a, channel, i, inner, ring.row(i) + w.pad_left);
       for (int64_t ky = 0; ky < w.kernel_h; ky++) rows[channel * w.kernel_h + ky] = ring.tap(w, y, ky, a.height);
     }
-    if (fresh.end > progress.next) progress.next = fresh.end;
+    if (fresh.end > next) next = fresh.end;
     run_row(a, rows, y);
   }
 }
