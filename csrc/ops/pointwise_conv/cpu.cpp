@@ -46,7 +46,7 @@ MNV3_INLINE void step(const char* const (&row)[(Rows + 2) / 3], int64_t stride, 
   if constexpr (Half) half_w = load<8>(weight + panel_stride);
   MNV3_UNROLL for (int i = 0; i < Rows; i++) {
     Vec<L> x = broadcast<L>(*reinterpret_cast<const float*>(row[i / 3] + i % 3 * stride));
-    MNV3_PIN(x);
+    if (Vectors > 1 || Half) MNV3_PIN(x);  // used once: the multiply-add itself broadcasts, at full rate
     MNV3_UNROLL for (int v = 0; v < Vectors; v++) { sum[i][v] += x * w[v]; }
     if constexpr (Half) half[i][0] += lower_half(x) * half_w;
   }

@@ -41,7 +41,7 @@ __attribute__((noinline)) void run_tile(const StemTile& a, int64_t x) {
       MNV3_UNROLL for (int v = 0; v < kPanelVectors; v++) k[v] = load<kLanes>(weight + v * kLanes);
       MNV3_UNROLL for (int t = 0; t < Pixels; t++) {
         Vec<kLanes> pixel = broadcast<kLanes>(in[t * stride]);
-        MNV3_PIN(pixel);
+        if (kPanelVectors > 1) MNV3_PIN(pixel);  // used once: the multiply-add itself broadcasts, at full rate
         MNV3_UNROLL for (int v = 0; v < kPanelVectors; v++) acc[t][v] += pixel * k[v];
       }
     }
