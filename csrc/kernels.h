@@ -129,11 +129,12 @@ inline int64_t stem_scratch(const Window& window, int64_t inputs, int64_t output
   return (inputs * window.rows() + 1) * window.pixels(output_w);
 }
 
-// sums[c] += sum over pixels of input[p, c], in chunks of 64 pixels in their order; zero first.
-struct ChannelSums {
-  const float* input;
-  int64_t pixels, pixel_stride, channel_stride, channels;
-  float* sums;
+// means[c] = sum over rows and pixels of input[y, p, c] / count. Chains of at most eight values in float32, their sums
+// in float64: a map that is nearly constant would lose too much in one long chain, always in the same direction.
+struct ChannelMeans {
+  Source input;
+  int64_t rows, pixels, channels, count;
+  float* means;
 };
 // output[p, c] = input[p, c] * gate[c], output dense.
 struct ScalePixels {
@@ -193,7 +194,7 @@ struct FmaPeak {
   X(depthwise_row, DepthwiseRow)     \
   X(depthwise_strip, DepthwiseStrip) \
   X(squeeze_excite_layer, Pointwise) \
-  X(channel_sums, ChannelSums)       \
+  X(channel_means, ChannelMeans)     \
   X(scale_pixels, ScalePixels)       \
   X(block_rows, BlockRows)           \
   X(block_channels, BlockChannels)   \

@@ -111,9 +111,7 @@ void run_stem(const StemNode& node, const Batch& batch, int64_t image, Shape out
 }
 
 void mean_of(const float* input, int64_t pixels, int64_t stride, int64_t channels, float* means) {
-  std::fill(means, means + channels, 0.0f);
-  kernels().channel_sums({input, pixels, stride, 1, channels, means});
-  for (int64_t c = 0; c < channels; c++) means[c] /= static_cast<float>(pixels);
+  kernels().channel_means({{input, 0, stride, 1}, 1, pixels, channels, pixels, means});
 }
 
 // 1x1 conv and pool: 32 channels of the conv's map at a time, in scratch.

@@ -138,22 +138,23 @@ def stem(
     h: int,
     w: int,
     outputs: int,
-    kernel: int = 3,
+    kernel: int | tuple[int, int] = 3,
     bytes: bool = False,
     bias: bool = False,
     affine: bool = True,
     **options: Any,
 ) -> Callable:
     """A builder of ``stem_conv`` cases; with ``bytes`` a uint8 image and its normalisation."""
+    kernel_h, kernel_w = (kernel, kernel) if isinstance(kernel, int) else kernel
 
     def build(generator: torch.Generator, layout: str) -> tuple[tuple, dict[str, Any]]:
         x = map_of(generator, n, c, h, w, layout)
         norm = batch_norm_of(generator, outputs, affine=affine)
-        keywords = {"batch_norm": norm, "padding": kernel // 2, **options}
+        keywords = {"batch_norm": norm, "padding": kernel_h // 2, **options}
         if bytes:
             x = (x * 60 + 128).clamp(0, 255).to(torch.uint8)
             keywords |= {"scale": torch.rand(c, generator=generator) / 60, "shift": torch.randn(c, generator=generator)}
-        weight = weight_of(generator, outputs, c, kernel, kernel)
+        weight = weight_of(generator, outputs, c, kernel_h, kernel_w)
         return (x, weight, bias_of(generator, outputs, bias)), keywords
 
     return build
@@ -174,11 +175,15 @@ def gate(n: int, c: int, squeeze: int, bias: bool = True, **options: Any) -> Cal
     return build
 
 
-def squeeze_excite(n: int, c: int, h: int, w: int, squeeze: int, bias: bool = True, **options: Any) -> Callable:
-    """A builder of ``squeeze_excite`` cases."""
+def squeeze_excite(
+    n: int, c: int, h: int, w: int, squeeze: int, bias: bool = True, constant: bool = False, **options: Any
+) -> Callable:
+    """A builder of ``squeeze_excite`` cases; a constant map rounds the same way at each step of a sum."""
 
     def build(generator: torch.Generator, layout: str) -> tuple[tuple, dict[str, Any]]:
-        return (map_of(generator, n, c, h, w, layout), *squeeze_excite_of(generator, c, squeeze, bias)), dict(options)
+        x = map_of(generator, n, c, h, w, layout)
+        x = x[:, :, :1, :1].expand_as(x) if constant else x
+        return (x, *squeeze_excite_of(generator, c, squeeze, bias)), dict(options)
 
     return build
 

@@ -33,6 +33,7 @@ EDGES: dict[str, list[tuple[str, Callable]]] = {
         ("same", stem(2, 3, 14, 14, 16, padding=(0, 1, 0, 1))),
         ("dilated", stem(1, 3, 12, 33, 16, dilation=2, stride=1, padding=2)),
         ("kernel1", stem(1, 3, 5, 5, 16, kernel=1)),
+        ("many_taps", stem(2, 6, 19, 20, 16, kernel=(7, 5))),
         ("bias", stem(1, 3, 9, 10, 16, bias=True)),
         ("no_norm", stem(1, 3, 9, 10, 24, bias=True, batch_norm=None, activation="relu")),
         ("not_affine", stem(2, 3, 9, 10, 16, affine=False)),
@@ -89,6 +90,7 @@ EDGES: dict[str, list[tuple[str, Callable]]] = {
     "squeeze_excite": [
         *[(f"channels{c}", squeeze_excite(2, c, 5, 3, 8)) for c in EDGE_CHANNELS],
         ("one_pixel", squeeze_excite(1, 24, 1, 1, 8)),
+        ("constant", squeeze_excite(1, 24, 224, 224, 8, constant=True)),
         ("wide", squeeze_excite(1, 24, 3, 130, 8)),
         ("sigmoid", squeeze_excite(2, 24, 4, 4, 6, gate="sigmoid")),
         ("no_bias", squeeze_excite(2, 24, 4, 4, 6, bias=False)),

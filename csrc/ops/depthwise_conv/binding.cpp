@@ -56,10 +56,8 @@ void run(const Task& t) {
     // Row sums in the order of the rows: the same for any number of threads.
     if (sums)
       for (int64_t n = 0; n < images; n++) {
-        float* means = t.means.data() + n * channels;
-        std::fill(means, means + channels, 0.0f);
-        kernels().channel_sums({sums + n * rows * padded, rows, padded, 1, channels, means});
-        for (int64_t c = 0; c < channels; c++) means[c] /= static_cast<float>(rows * width);
+        const Source row_sums = {sums + n * rows * padded, 0, padded, 1};
+        kernels().channel_means({row_sums, 1, rows, channels, rows * width, t.means.data() + n * channels});
       }
   });
 }

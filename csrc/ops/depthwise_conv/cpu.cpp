@@ -54,9 +54,9 @@ __attribute__((noinline)) void depthwise_tile(const DepthwiseRow& a, int64_t x) 
     store_activated<kLanes>(a.output + x * a.output_stride + lane, a.output_stride, a.channels - lane, acc,
                             a.activation, 0);
     if (a.sum) {
-      Vec<kLanes> sum = load<kLanes>(a.sum + lane);
+      Vec<kLanes> sum = {};  // of the tile first: one chain over a long row would lose too much
       MNV3_UNROLL for (int t = 0; t < Pixels; t++) sum += acc[t][0];
-      store<kLanes>(a.sum + lane, sum);
+      store<kLanes>(a.sum + lane, load<kLanes>(a.sum + lane) + sum);
     }
   }
 }

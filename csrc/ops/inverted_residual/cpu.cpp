@@ -47,8 +47,9 @@ void fill_rows(const Block& b, int64_t block, const Ring& ring, NewRows fresh) {
   }
 }
 
-// Depthwise output row y of hidden block `block`; output is channel 0 of the row, sums the channel sums, or null.
-void hidden_row(const Block& b, int64_t block, int64_t y, HiddenRing& state, float* output, float* sums) {
+// Depthwise output row y of hidden block `block`; output is channel 0 of the row, sums those of the block's channels,
+// or null.
+void hidden_row(const Block& b, int64_t block, int64_t y, HiddenRing& state, float* output, double* sums) {
   const Window& w = b.window;
   const NewRows fresh = new_rows(w, y, b.height, state.next);
   fill_rows(b, block, state.ring, fresh);
@@ -62,7 +63,7 @@ void hidden_row(const Block& b, int64_t block, int64_t y, HiddenRing& state, flo
                    b.depthwise_bias + c, b.depthwise_activation, output + c, stride, kPanel, sums ? sum : nullptr});
     // The sum of a row first, then of the rows: the order is the same however rows are spread over threads.
     if (sums)
-      for (int i = 0; i < kPanel; i++) sums[c + i] += sum[i];
+      for (int i = 0; i < kPanel; i++) sums[c % kHiddenBlock + i] += sum[i];
   }
 }
 
@@ -101,10 +102,10 @@ void block_channels(const BlockChannels& a) {
   clear(zeros, zero_floats(b));
   for (int64_t block = a.block_begin; block < a.block_end; block++) {
     HiddenRing state = {make_ring(b, block, zeros + zero_floats(b), zeros), 0};
+    double sums[kHiddenBlock] = {};
+    for (int64_t y = 0; y < b.output_h; y++) hidden_row(b, block, y, state, a.map + y * b.output_w * stride, sums);
     float* means = a.means + block * kHiddenBlock;
-    clear(means, kHiddenBlock);
-    for (int64_t y = 0; y < b.output_h; y++) hidden_row(b, block, y, state, a.map + y * b.output_w * stride, a.means);
-    for (int64_t i = 0; i < kHiddenBlock; i++) means[i] /= float(b.output_h * b.output_w);
+    for (int64_t i = 0; i < kHiddenBlock; i++) means[i] = float(sums[i] / double(b.output_h * b.output_w));
   }
 }
 

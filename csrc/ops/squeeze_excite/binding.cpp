@@ -27,11 +27,8 @@ void run(const Tensor& input, const GateArguments& arguments, Tensor& output) {
     const auto row = [&](int64_t n, int64_t y) { return input.data() + n * input.stride(0) + y * input.stride(2); };
     if (means)
       each_image(images, [&](int64_t n) {
-        float* sums = means + n * channels;
-        std::fill(sums, sums + channels, 0.0f);
-        for (int64_t y = 0; y < height; y++)
-          kernels().channel_sums({row(n, y), width, input.stride(3), input.stride(1), channels, sums});
-        for (int64_t c = 0; c < channels; c++) sums[c] /= static_cast<float>(height * width);
+        const Source image = {row(n, 0), input.stride(2), input.stride(3), input.stride(1)};
+        kernels().channel_means({image, height, width, channels, height * width, means + n * channels});
       });
     arguments.run(images, means, gate, carver);
     if (means)

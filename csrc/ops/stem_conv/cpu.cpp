@@ -23,6 +23,18 @@ struct StemTile {
   int64_t output_stride, channels;
 };
 
+// A sum of more taps than this is made of blocks: one long chain in float32 loses too much.
+constexpr int64_t kMostTaps = 32;
+
+// to += from, from = 0.
+template <int Pixels>
+MNV3_INLINE void add_up(Vec<kLanes> (&from)[Pixels][kPanelVectors], Vec<kLanes> (&to)[Pixels][kPanelVectors]) {
+  MNV3_UNROLL for (int t = 0; t < Pixels; t++) MNV3_UNROLL for (int v = 0; v < kPanelVectors; v++) {
+    to[t][v] += from[t][v];
+    from[t][v] = Vec<kLanes>{};
+  }
+}
+
 // Pixels outputs from x on; Kernel and Stride 0: from the window.
 template <int Pixels, int Kernel, int Stride>
 __attribute__((noinline)) void run_tile(const StemTile& a, int64_t x) {
@@ -34,7 +46,13 @@ __attribute__((noinline)) void run_tile(const StemTile& a, int64_t x) {
     MNV3_UNROLL for (int t = 0; t < Pixels; t++) acc[t][v] = bias;
   }
   const float* weight = a.weight;
+  Vec<kLanes> blocks[Pixels][kPanelVectors] = {};
+  int64_t taps = 0;
   for (int64_t r = 0; r < a.count; r++) {
+    if (Kernel == 0 && (taps += w.kernel_w) > kMostTaps) {
+      taps = w.kernel_w;
+      add_up<Pixels>(acc, blocks);
+    }
     const float* in = a.rows[r] + x * stride;
     for (int64_t c = 0; c < (Kernel ? Kernel : w.kernel_w); c++, in += Kernel ? 1 : w.dilation_w, weight += kPanel) {
       Vec<kLanes> k[kPanelVectors];
@@ -46,6 +64,7 @@ __attribute__((noinline)) void run_tile(const StemTile& a, int64_t x) {
       }
     }
   }
+  if (Kernel == 0) add_up<Pixels>(blocks, acc);
   store_activated<kLanes>(a.output + x * a.output_stride, a.output_stride, a.channels, acc, a.activation, 0);
 }
 
@@ -94,7 +113,7 @@ void run_row(const StemStrip& a, const float* const* rows, int64_t y) {
     int64_t pixels;
     for (int64_t t = 0, x = 0; t < tiles; t++, x += pixels) {
       pixels = a.output_w / tiles + (t < a.output_w % tiles);
-      if (a.window.stride_w == 2 && a.window.kernel_w == 3 && a.window.dilation_w == 1)
+      if (a.window.stride_w == 2 && a.window.kernel_w == 3 && a.window.dilation_w == 1 && count * 3 <= kMostTaps)
         run_tile_of<3, 2>(pixels, tile, x);
       else run_tile_of<0, 0>(pixels, tile, x);
     }
