@@ -15,6 +15,7 @@ from mnv3_fast.engine.freeze import Engine
 from mnv3_fast.engine.plan import BLOCK, LINEAR, POINTWISE, POOL, STEM, Node, read_plan
 from mnv3_fast.models.description import BlockDescription, ConvLayer, SqueezeExciteLayer, Unsupported, kind_of_conv
 from mnv3_fast.nn.base import Fused, FusedEnd, FusedStem
+from mnv3_fast.nn.fusion import environment_reason
 from mnv3_fast.ops.elements import output_size
 
 
@@ -176,12 +177,14 @@ _NODES = {STEM: "stem", BLOCK: "inverted residual", POINTWISE: "1x1 convolution"
 def _engine_rows(path: str, engine: Engine, x: Tensor | None) -> list[Row]:
     size = None if x is None else (x.shape[0], x.shape[2], x.shape[3])
     rows = []
-    kernel = "run_plan" if _library.EXTENSION and _library.backend() == "auto" else "reference"
+    compiled = _library.EXTENSION and _library.backend() == "auto"
+    kernel, instruction_set = ("run_plan", _library.instruction_set()) if compiled else ("reference", None)
+    reason = None if compiled else environment_reason()
     for i, node in enumerate(read_plan(engine.plan)):
         macs, size = _node_macs(node, size)
         name = f"{path}.{i}" if path else str(i)
         channels = "" if node.kind == POOL else f" {node.words[1]}->{node.words[3 if node.kind == BLOCK else 2]}"
-        rows.append(Row(name, _NODES[node.kind] + channels, kernel, _library.instruction_set(), None, macs))
+        rows.append(Row(name, _NODES[node.kind] + channels, kernel, instruction_set, reason, macs))
     for name, module in engine.rest.named_modules():
         if name or not isinstance(module, nn.Identity):
             label = f"{path}.rest{'.' if name else ''}{name}".lstrip(".")

@@ -79,9 +79,10 @@ def _run_reference(reference: Callable[..., Any], args: Any, maps: bool) -> Any:
 def refuse_grad(name: str, args: Any) -> None:
     """A raw op is not differentiable; silently detached gradients would be worse than an error."""
     if wants_grad(args) or _has_tangent(args):
+        public = f"mnv3_fast.ops.{name.removesuffix('_mean')}" if name != "run_plan" else "mnv3_fast.accelerate"
         raise RuntimeError(
             f"{name}: torch.ops.mnv3_fast.{name} is not differentiable and an input requires grad; "
-            f"use mnv3_fast.ops.{name.removesuffix('_mean')} or torch.no_grad()"
+            f"use {public} or torch.no_grad()"
         )
 
 

@@ -54,6 +54,16 @@ def test_environment() -> None:
     assert {row.reason for row in explanation.rows} == {"the kernels are switched off (backend reference)"}
 
 
+def test_an_engine_on_the_reference_says_so() -> None:
+    engine = mnv3_fast.freeze(cached_parity_model("small"))
+    assert not mnv3_fast.explain(engine).fallbacks
+    with mnv3_fast.force_backend("reference"):
+        explanation = mnv3_fast.explain(engine)
+    assert explanation.fused == 0
+    assert {row.kernel for row in explanation.rows} == {"reference"}
+    assert {row.reason for row in explanation.rows} == {"the kernels are switched off (backend reference)"}
+
+
 def test_a_model_in_training_mode_stays_as_it_is() -> None:
     model = mnv3_fast.accelerate(copy.deepcopy(cached_parity_model("small")), inplace=True).train()
     before = copy.deepcopy(model.state_dict())
