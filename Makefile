@@ -18,6 +18,7 @@ help:
 	@echo "make fuzz        100,000 random cases against fp64"
 	@echo "make lint        ruff and clang-format; make format applies them"
 	@echo "make bench       benchmarks -> build/bench/*.json and tables.md"
+	@echo "make setup       the environment in .venv and the kernels alone; make clean removes what was built"
 	@echo "make wheel       sdist and wheel; make wheel-check tests the wheel in an empty environment"
 
 # The environment follows pyproject.toml; the kernels are rebuilt when a source of theirs changes.

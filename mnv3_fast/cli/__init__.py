@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+import mnv3_fast
 from mnv3_fast.cli import bench, demo, info, verify
 
 app = typer.Typer(
@@ -16,6 +19,15 @@ app.command("info")(info.info)
 app.command("verify")(verify.verify)
 app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(mnv3_fast.__version__)
+        raise typer.Exit
 
 
 def main() -> None:

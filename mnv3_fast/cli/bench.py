@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from rich.box import SIMPLE
 from rich.table import Table
 
 from mnv3_fast.cli.common import NETS, check_choices, check_positive, console, fail, machine_line, write_json
@@ -44,7 +46,8 @@ def bench(
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    console.print(table_of(rows))
+    for table in tables_of(rows):
+        console.print(table)
     console.print(machine_line(facts))
     plot = _plot(rows, output / "bench.png")
     console.print(
@@ -85,18 +88,21 @@ def measure(net: str, batch: int, threads: int, size: int, seconds: float, compi
     ]  # fmt: skip
 
 
-def table_of(rows: list[dict[str, Any]]) -> Table:
-    """The rows for a terminal."""
-    table = Table(
-        "net", "batch", "threads", "size", "", "ms", "p99", "spread", "frozen is faster by", "% of peak", "error"
-    )
-    for row in rows:
-        table.add_row(
-            row["net"], str(row["batch"]), str(row["threads"]), str(row["size"]), row["rival"], f"{row['ms']:.3f}",
-            f"{row['p99_ms']:.3f}", f"{100 * row['spread']:.0f}%", f"{row['frozen_is_faster_by']:.2f}",
-            "" if row["percent_of_peak"] is None else f"{row['percent_of_peak']:.0f}%", f"{row['error']:.1e}",
-        )  # fmt: skip
-    return table
+def tables_of(rows: list[dict[str, Any]]) -> Iterator[Table]:
+    """The rows for a terminal of 80 columns, a table a cell."""
+    cells = list(dict.fromkeys((r["net"], r["batch"], r["threads"], r["size"]) for r in rows))
+    for net, batch, threads, size in cells:
+        title = f"{net}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}, {size} x {size}"
+        table = Table("run", "ms", "p99", "spread", "frozen is\nfaster by", "% of\npeak", "error", title=title, box=SIMPLE)
+        for r in rows:
+            if (r["net"], r["batch"], r["threads"], r["size"]) != (net, batch, threads, size):
+                continue
+            peak = "" if r["percent_of_peak"] is None else f"{r['percent_of_peak']:.0f}%"
+            table.add_row(
+                r["rival"], f"{r['ms']:.2f}", f"{r['p99_ms']:.2f}", f"{100 * r['spread']:.0f}%",
+                f"{r['frozen_is_faster_by']:.2f}", peak, f"{r['error']:.1e}",
+            )  # fmt: skip
+        yield table
 
 
 def _plot(rows: list[dict[str, Any]], path: Path) -> bool:

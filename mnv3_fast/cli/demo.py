@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.box import SIMPLE
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -138,7 +139,7 @@ def name_classes(net: str, model: nn.Module, x: Tensor, categories: list[str]) -
 
 def table_of(rows: list[dict[str, Any]]) -> Table:
     """The rows for a terminal."""
-    table = Table("net", "batch", "", "ms", "faster than eager by", "relative error", "top-5 agreement")
+    table = Table("net", "batch", "run", "ms", "faster\nthan eager", "error", "top-5\nthe same", box=SIMPLE)
     for row in rows:
         table.add_row(
             row["net"], str(row["batch"]), row["run"], f"{row['ms']:.3f}", f"{row['faster_than_eager_by']:.2f}",

@@ -82,7 +82,7 @@ def refuse_grad(name: str, args: Any) -> None:
         public = f"mnv3_fast.ops.{name.removesuffix('_mean')}" if name != "run_plan" else "mnv3_fast.accelerate"
         raise RuntimeError(
             f"{name}: torch.ops.mnv3_fast.{name} is not differentiable and an input requires grad; "
-            f"use {public} or torch.no_grad()"
+            f"use {public}, or torch.no_grad(), which a graph made by torch.export needs too"
         )
 
 
