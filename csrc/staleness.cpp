@@ -61,8 +61,11 @@ void read_layout(PyObject* tensor, TensorState& state) {
   static PyObject* const shape_name = interned("shape");
   static PyObject* const stride_name = interned("stride");
   const py::object shape = attribute(tensor, shape_name), stride = method(tensor, stride_name);
-  state.dims = PyTuple_Size(shape.ptr());
-  if (state.dims < 0 || state.dims > kMostDims) throw std::invalid_argument("tensor_state: more than four dimensions");
+  const bool tuples = PyTuple_Check(shape.ptr()) && PyTuple_Check(stride.ptr());
+  if (!tuples || PyTuple_GET_SIZE(shape.ptr()) != PyTuple_GET_SIZE(stride.ptr()))
+    throw std::invalid_argument("tensor_state: not a tensor");
+  state.dims = PyTuple_GET_SIZE(shape.ptr());
+  if (state.dims > kMostDims) throw std::invalid_argument("tensor_state: more than four dimensions");
   state.span = 1;
   bool empty = false;
   for (int64_t i = 0; i < state.dims; i++) {
@@ -74,9 +77,7 @@ void read_layout(PyObject* tensor, TensorState& state) {
   if (empty) state.span = 0;
 }
 
-// A vector cannot change its length unnoticed by its layer, so the layout of vectors is read once, when they are
-// packed.
-TensorState read_tensor(PyObject* tensor, const TensorState* before) {
+TensorState read_tensor(PyObject* tensor) {
   static PyObject* const pointer_name = interned("data_ptr");
   static PyObject* const dtype_name = interned("dtype");
   TensorState state = {};
@@ -84,14 +85,8 @@ TensorState read_tensor(PyObject* tensor, const TensorState* before) {
   state.version = version_of(tensor);
   state.type = reinterpret_cast<int64_t>(Py_TYPE(tensor));
   state.dtype = reinterpret_cast<int64_t>(attribute(tensor, dtype_name).ptr());
-  if (before && before->dims == 1) {
-    state.dims = 1;
-    state.span = before->span;
-    state.sizes[0] = before->sizes[0];
-    state.strides[0] = before->strides[0];
-  } else {
-    read_layout(tensor, state);
-  }
+  read_layout(tensor, state);
+  if (state.pointer == 0 && state.span > 0) throw std::invalid_argument("tensor_state: a tensor without memory");
   return state;
 }
 
@@ -107,7 +102,7 @@ int64_t fingerprint(const std::vector<TensorState>& states) {
 
 py::bytes tensor_state(const py::list& tensors) {
   std::vector<TensorState> states;
-  for (const py::handle tensor : tensors) states.push_back(read_tensor(tensor.ptr(), nullptr));
+  for (const py::handle tensor : tensors) states.push_back(read_tensor(tensor.ptr()));
   const int64_t hash = fingerprint(states);
   std::string bytes(reinterpret_cast<const char*>(states.data()), states.size() * sizeof(TensorState));
   bytes.append(reinterpret_cast<const char*>(&hash), sizeof hash);
@@ -124,10 +119,10 @@ bool matches(const py::bytes& recorded, const py::list& tensors) {
   std::memcpy(states.data(), data, count * sizeof(TensorState));
   try {
     for (std::size_t i = 0; i < count; i++) {
-      const TensorState now = read_tensor(PyList_GET_ITEM(tensors.ptr(), static_cast<Py_ssize_t>(i)), &states[i]);
+      const TensorState now = read_tensor(PyList_GET_ITEM(tensors.ptr(), static_cast<Py_ssize_t>(i)));
       if (std::memcmp(&now, &states[i], sizeof now) != 0) return false;
     }
-  } catch (py::error_already_set&) {
+  } catch (const std::exception&) {
     return false;  // not a tensor any more, or one without memory
   }
   int64_t hash;

@@ -126,7 +126,7 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 def refresh(model: nn.Module) -> nn.Module:
-    """Forget packed weights after a write that no check can see (``p.data[0, 1] = x``, a NumPy view). Returns the model.
+    """Forget packed weights after a write that no check can see (``p.data[0, 1] = x``, NumPy). Returns the model.
 
     Raises:
         TypeError: if ``model`` is no nn.Module.

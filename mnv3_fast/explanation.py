@@ -15,7 +15,7 @@ from mnv3_fast.engine.freeze import Engine
 from mnv3_fast.engine.plan import BLOCK, LINEAR, POINTWISE, POOL, STEM, Node, read_plan
 from mnv3_fast.models.description import BlockDescription, ConvLayer, SqueezeExciteLayer, Unsupported, kind_of_conv
 from mnv3_fast.nn.base import Fused, FusedEnd, FusedStem
-from mnv3_fast.nn.fusion import environment_reason
+from mnv3_fast.nn.conditions import environment_reason
 from mnv3_fast.ops.elements import output_size
 
 

@@ -93,7 +93,9 @@ def tables_of(rows: list[dict[str, Any]]) -> Iterator[Table]:
     cells = list(dict.fromkeys((r["net"], r["batch"], r["threads"], r["size"]) for r in rows))
     for net, batch, threads, size in cells:
         title = f"{net}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}, {size} x {size}"
-        table = Table("run", "ms", "p99", "spread", "frozen is\nfaster by", "% of\npeak", "error", title=title, box=SIMPLE)
+        table = Table(
+            "run", "ms", "p99", "spread", "frozen is\nfaster by", "% of\npeak", "error", title=title, box=SIMPLE
+        )
         for r in rows:
             if (r["net"], r["batch"], r["threads"], r["size"]) != (net, batch, threads, size):
                 continue

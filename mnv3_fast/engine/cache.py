@@ -42,6 +42,11 @@ def find(tensors: list[Tensor], arguments: Any, build: Callable[[], Plan]) -> En
     entry = _entries.get(key)
     if entry is not None and entry.arguments == arguments and is_current(entry, tensors):
         return entry
+    for tensor in tensors:
+        if tensor.numel() > 0 and tensor.data_ptr() == 0:
+            raise RuntimeError(
+                f"mnv3_fast: a weight of shape {list(tensor.shape)} has no memory; was its storage freed?"
+            )
     plan, geometry = build()
     state = _library.extension().tensor_state(tensors)
     references = [weakref.ref(tensor, lambda _: _forget(key)) for tensor in tensors]

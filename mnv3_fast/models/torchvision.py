@@ -29,6 +29,8 @@ def read_conv(module: nn.Module) -> ConvLayer | None:
 
 def conv_layer(module: Conv2dNormActivation) -> ConvLayer:
     """Convolution, norm (or none), activation (or none)."""
+    if None in module._modules.values():
+        raise Unsupported("Conv2dNormActivation has a part that is None")
     conv, rest = module[0], list(module)[1:]
     if len(rest) > 2:
         raise Unsupported(f"Conv2dNormActivation has {len(module)} parts, expected convolution, norm, activation")
@@ -96,14 +98,20 @@ def read_head(classifier: nn.Module) -> tuple[tuple[LinearLayer, ...], tuple[nn.
     taken = 0
     for i, module in enumerate(modules):
         plain = not has_hooks(module)
-        if type(module) is nn.Linear and plain:
+        if type(module) is nn.Linear and plain and _is_dense(module):
             layers.append(LinearLayer(module, "none"))
         elif type(module) in (nn.Hardswish, nn.ReLU) and plain and layers and layers[-1].activation == "none":
             layers[-1] = LinearLayer(layers[-1].linear, read_activation(module))
-        elif not isinstance(module, (nn.Dropout, nn.Identity)):
+        elif type(module) not in (nn.Dropout, nn.Identity) or not plain:
             break
         taken = i + 1
     return tuple(layers), tuple(modules[taken:])
+
+
+def _is_dense(linear: nn.Linear) -> bool:
+    """A weight of at least one row and a bias of as many values; torch also takes a bias that it broadcasts."""
+    outputs = linear.weight.shape[0]
+    return outputs > 0 and (linear.bias is None or tuple(linear.bias.shape) == (outputs,))
 
 
 def is_global_average(pool: nn.Module) -> bool:
@@ -165,13 +173,15 @@ def read_end(model: nn.Module) -> NetDescription:
         raise Unsupported("MobileNetV3.features does not end with a 1x1 convolution block")
     if not is_global_average(model.avgpool):
         raise Unsupported(f"MobileNetV3.avgpool is {model.avgpool}, expected AdaptiveAvgPool2d(1)")
+    if not isinstance(model.classifier, nn.Module):
+        raise Unsupported(f"MobileNetV3.classifier is a {type(model.classifier).__name__}, not a module")
     head, rest = read_head(model.classifier)
     return NetDescription(None, (), tail, True, head, rest)
 
 
 def end_modules(model: nn.Module) -> list[nn.Module]:
     """The modules that :func:`read_end` describes, with the containers that hold them."""
+    modules = list(model.classifier) if type(model.classifier) is nn.Sequential else [model.classifier]
     _, rest = read_head(model.classifier)
-    later = {id(inside) for module in rest for inside in module.modules()}
-    classifier = [module for module in model.classifier.modules() if id(module) not in later]
-    return [model.features, *model.features[-1].modules(), model.avgpool, *classifier]
+    taken = [inside for module in modules[: len(modules) - len(rest)] for inside in module.modules()]
+    return [model.features, *model.features[-1].modules(), model.avgpool, model.classifier, *taken]

@@ -11,19 +11,16 @@ from torch import Tensor, nn
 from mnv3_fast.engine import cache
 from mnv3_fast.engine.op import OP as RUN_PLAN
 from mnv3_fast.models.description import ConvLayer, NetDescription, Unsupported, kind_of_conv, stock_class
+from mnv3_fast.nn.conditions import environment_reason, input_reason, observed, transform_active
 from mnv3_fast.nn.fusion import (
     Description,
     Inside,
     Reader,
     describe,
-    environment_reason,
     flattened,
     fusion_of,
-    input_reason,
     modules_below,
-    observed,
     traced_description,
-    transform_active,
 )
 from mnv3_fast.ops import registration
 from mnv3_fast.ops.depthwise_conv import op as depthwise

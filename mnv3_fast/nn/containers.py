@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import _utils
 
 from mnv3_fast.models.description import STOCK
-from mnv3_fast.nn.fusion import transform_active
+from mnv3_fast.nn.conditions import transform_active
 
 
 def like_input(output: Any, input: Any) -> Any:

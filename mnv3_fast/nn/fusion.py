@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
 from mnv3_fast import _library
@@ -35,41 +34,18 @@ logger = logging.getLogger("mnv3_fast")
 Description = BlockDescription | ConvLayer | SqueezeExciteLayer | NetDescription
 Reader = Callable[[nn.Module], Description]
 Inside = Callable[[nn.Module], Sequence[nn.Module]]
-_CONV_ATTRIBUTES = ("stride", "padding", "dilation", "groups", "padding_mode")
-_NORM_ATTRIBUTES = ("eps", "training")
+_ATTRIBUTES = ("stride", "padding", "dilation", "groups", "padding_mode", "eps", "output_size")
+_CONTAINERS = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 _ROOT_ATTRIBUTES = ("use_res_connect", "has_skip")
 _PLAIN = (Tensor, nn.Parameter)
-
-
-def environment_reason() -> str | None:
-    """Why no input at all can run on the kernels, None if it can."""
-    if _library.backend() == "reference":
-        return "the kernels are switched off (backend reference)"
-    if not _library.EXTENSION:
-        return "there are no compiled kernels"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is on"
-    return None
-
-
-def input_reason(x: Any) -> str | None:
-    """Why the kernels cannot take an input, None if they can."""
-    if not isinstance(x, Tensor):
-        return "the input is no tensor (symbolic tracing)"
-    if x.dtype is not torch.float32:
-        return f"the input is {x.dtype}, the kernels are float32"
-    if x.device.type != "cpu":
-        return f"the input is on {x.device}, the kernels are for the CPU"
-    if x.layout is not torch.strided:
-        return f"the input's layout is {x.layout}, not strided"
-    if x.dim() != 4:
-        return f"the input has {x.dim()} dimensions, not 4"
-    return environment_reason()
-
-
-def transform_active() -> bool:
-    """Whether a torch.func transform or forward-mode differentiation is under way."""
-    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
 def parts_of(description: Description) -> tuple[list[Any], list[Any], list[Any]]:
@@ -113,6 +89,10 @@ def modules_reason(inside: Sequence[nn.Module], description: Description) -> str
         if isinstance(module, nn.Dropout) and module.training:
             return "a dropout inside is in training mode"
     convs, norms, _ = parts_of(description)
+    for module in (*convs, *norms):
+        for name in _ATTRIBUTES:
+            if isinstance(module.__dict__.get(name), list):
+                return f"{name} is a list, which may change unseen"
     for norm in norms:
         if norm.training:
             return "a norm inside is in training mode"
@@ -138,21 +118,22 @@ class Fusion:
 
     def __init__(self, root: nn.Module, description: Description, inside: Sequence[nn.Module]) -> None:
         self.description = description
+        self.home = root.__dict__  # a shallow copy of the module has another
         self.arguments = flattened(description)[1]
         self.entry: cache.Entry | None = None
-        convs, norms, layers = parts_of(description)
+        _, norms, layers = parts_of(description)
         names = [pair for layer in layers for pair in _tensor_names(layer)]
         self.sources = [_source(owner, name) for owner, name in names if getattr(owner, name) is not None]
-        absent = [
-            (owner._parameters if name in owner._parameters else owner._buffers, name)
-            for owner, name in names
-            if getattr(owner, name) is None
-        ]
+        self.shapes = [holder[name].shape for holder, name in self.sources]
+        empty = [(owner, name) for owner, name in names if getattr(owner, name) is None]
+        absent = [(holder, name) for owner, name in empty for holder in (owner._parameters, owner._buffers)]
+        absent += [(owner.__dict__, name) for owner, name in names]  # where an attribute would hide a parameter
         absent += [(module.__dict__, "forward") for module in inside]
         same = [(m._modules, name, child) for m in (root, *inside) for name, child in m._modules.items()]
-        for module, attributes in [*[(c, _CONV_ATTRIBUTES) for c in convs], *[(n, _NORM_ATTRIBUTES) for n in norms]]:
-            same += [(module.__dict__, name, module.__dict__[name]) for name in attributes if name in module.__dict__]
-        same += [(m.__dict__, "training", False) for m in inside if isinstance(m, nn.Dropout)]
+        same += [(m.__dict__, name, m.__dict__[name]) for m in (root, *inside) for name in _CONTAINERS]
+        same += [(m.__dict__, name, m.__dict__[name]) for m in inside for name in _ATTRIBUTES if name in m.__dict__]
+        droppers = [module for module in inside if isinstance(module, nn.Dropout)]
+        same += [(module.__dict__, "training", False) for module in (*norms, *droppers)]
         if root._modules.get("drop_path") is not None:
             same.append((root.drop_path.__dict__, "training", root.drop_path.training))
         same += [(root.__dict__, name, root.__dict__[name]) for name in _ROOT_ATTRIBUTES if name in root.__dict__]
@@ -170,8 +151,10 @@ class Fusion:
         if self.entry is not None and cache.is_current(self.entry, found):
             return found
         self.entry = None
-        for tensor in found:
-            if type(tensor) not in _PLAIN or tensor.dtype is not torch.float32:
+        for tensor, shape in zip(found, self.shapes, strict=True):
+            if type(tensor) not in _PLAIN or tensor.dtype is not torch.float32 or tensor.shape != shape:
+                return None
+            if not is_readable(tensor):
                 return None
         return found
 
@@ -213,6 +196,17 @@ class Fusion:
         return type(None), ()
 
 
+def is_readable(tensor: Tensor) -> bool:
+    """Whether all of a tensor lies in memory of the CPU; its storage may have been freed or cut under it."""
+    if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+        return False
+    if tensor.numel() == 0:
+        return True
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    end = (tensor.storage_offset() + last + 1) * tensor.element_size()
+    return tensor.data_ptr() != 0 and tensor.untyped_storage().nbytes() >= end
+
+
 def _flat(rows: Iterable[tuple]) -> tuple:
     return tuple(item for row in rows for item in row)
 
@@ -240,17 +234,12 @@ def _source(owner: nn.Module, name: str) -> tuple[dict, str]:
             continue
         if type(tensor) not in _PLAIN:
             raise Unsupported(f"{type(owner).__name__}.{name} is a {type(tensor).__name__}, not a plain tensor")
+        if not is_readable(tensor):
+            raise Unsupported(f"{type(owner).__name__}.{name} has no memory of its size on the CPU")
         if tensor.dtype is not torch.float32:
             raise Unsupported(f"its weights are {tensor.dtype}, not float32")
         return holder, name
     raise Unsupported(f"{type(owner).__name__}.{name} is neither a parameter nor a buffer")
-
-
-def observed() -> bool:
-    """Whether something looks at each op that runs and should see a block's own: tracing, dispatch modes."""
-    return (
-        torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._len_torch_function_stack() > 0
-    )
 
 
 def describe(root: nn.Module, reader: Reader, inside: Inside) -> Fusion | str:
@@ -266,7 +255,7 @@ def describe(root: nn.Module, reader: Reader, inside: Inside) -> Fusion | str:
 def fusion_of(root: nn.Module, reader: Reader, inside: Inside) -> tuple[Fusion, list[Tensor]] | str:
     """The Fusion of a block in eager mode with its tensors as they are now; else the reason why there is none."""
     fusion = root.__dict__.get("_fusion")
-    tensors = None if fusion is None else fusion.tensors()
+    tensors = None if fusion is None or fusion.home is not root.__dict__ else fusion.tensors()
     if tensors is None:
         root.__dict__.pop("_fusion", None)
         fusion = describe(root, reader, inside)

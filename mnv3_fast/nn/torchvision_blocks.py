@@ -11,7 +11,7 @@ from torchvision.ops import misc
 from mnv3_fast.models import torchvision
 from mnv3_fast.models.description import STOCK, BlockDescription, ConvLayer, NetDescription, SqueezeExciteLayer
 from mnv3_fast.nn.base import Fused, FusedBlock, FusedConv, FusedEnd, checked_conv
-from mnv3_fast.nn.containers import Container
+from mnv3_fast.nn.containers import Container, like_input
 from mnv3_fast.ops import registration
 from mnv3_fast.ops.elements import ACTIVATIONS, GATES
 from mnv3_fast.ops.squeeze_excite import op as squeeze_excite
@@ -54,16 +54,20 @@ class MobileNetV3(FusedEnd, Container, mobilenetv3.MobileNetV3):
         return torchvision.end_modules(self)
 
     def _forward_impl(self, x: Tensor) -> Tensor:
-        end = self._fused_end(x)
-        if end is None:
+        if self._fused_end(x) is None:
             return super()._forward_impl(x)
-        run, rest = end
+        y = x
         for block in list(self.features)[:-1]:
-            x = block(x)
-        x = run(x)
+            y = block(y)
+        end = self._fused_end(y)  # once more: what ran since may have changed a weight, or added a hook
+        if end is None:
+            y = like_input(self.features[-1](y), x)
+            return self.classifier(self.avgpool(y).flatten(1))
+        run, rest = end
+        y = run(y)
         for module in rest:
-            x = module(x)
-        return x
+            y = module(y)
+        return y
 
 
 SWAPS: dict[type, type[Fused]] = {

@@ -150,7 +150,7 @@ def test_random_spoils_never_crash() -> None:
 
 def test_bad_input(engine: mnv3_fast.Engine) -> None:
     x = testing.parity_images(1, 32)
-    with pytest.raises(RuntimeError, match="run_plan: .* is not differentiable .* use mnv3_fast.accelerate or"):
+    with pytest.raises(RuntimeError, match="run_plan: .* is not differentiable .* use mnv3_fast.accelerate, or"):
         OP(x.clone().requires_grad_(), engine.plan, engine.geometry)
     if mnv3_fast.instruction_sets():
         for args, message in [

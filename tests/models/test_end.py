@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
@@ -156,3 +157,133 @@ def test_subclass_keeps_its_forward() -> None:
     expected = model(X) + 1
     model.__class__ = Shifted
     assert testing.relative_error(mnv3_fast.accelerate(model)(X), expected) <= testing.NET_LIMIT
+
+
+class Always(nn.Dropout):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(input, self.p, True)
+
+
+class Tripled(nn.Identity):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return input * 3
+
+
+def _subclass(model: nn.Module) -> None:
+    model.classifier[2] = Tripled()
+
+
+def _new_parameters(model: nn.Module) -> None:
+    model.classifier[3].__init__(1024, 5)
+
+
+def _plain_bias(model: nn.Module) -> None:
+    conv = model.features[4].block[0][0]
+    del conv.bias
+    conv.bias = torch.ones(conv.out_channels) * 3
+
+
+def _end_bias(model: nn.Module) -> None:
+    conv = model.features[-1][0]
+    del conv.bias
+    conv.bias = torch.ones(conv.out_channels)
+
+
+def _new_buffers(model: nn.Module) -> None:
+    norm = model.features[4].block[0][1]
+    norm._buffers = {name: value * 2 for name, value in norm._buffers.items()}
+
+
+def _pool_size(model: nn.Module) -> None:
+    model.classifier = nn.Identity()
+    model(X)
+    model.avgpool.output_size = 2
+
+
+def _broadcast_bias(model: nn.Module) -> None:
+    model.classifier[3].bias = nn.Parameter(torch.ones(1))
+
+
+def _no_outputs(model: nn.Module) -> None:
+    model.classifier[3] = nn.Linear(1024, 0)
+
+
+def _restrided_bias(model: nn.Module) -> None:
+    buffer = torch.randn(2000, generator=torch.Generator().manual_seed(0))
+    model.classifier[3].bias.data = buffer[:1000]
+    model(X)
+    model.classifier[3].bias.data = buffer[::2]
+
+
+def _list_of_strides(model: nn.Module) -> None:
+    conv = model.features[4].block[1][0]
+    conv.stride = [2, 2]
+    model(X)
+    conv.stride[0] = 1
+
+
+def _function(model: nn.Module) -> None:
+    del model.classifier
+    model.classifier = lambda x: x * 2
+
+
+def _shallow_copy(model: nn.Module) -> None:
+    block = copy.copy(model.features[5])
+    block.use_res_connect = not block.use_res_connect
+    model.features[5] = block
+
+
+def _written_on_the_way(model: nn.Module) -> None:
+    def write(*_: object) -> None:
+        model.classifier[3].bias.data.fill_(3)
+
+    model.features[0].register_forward_hook(write)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "change",
+    [
+        _subclass, _new_parameters, _plain_bias, _end_bias, _new_buffers, _pool_size, _broadcast_bias, _no_outputs,
+        _restrided_bias, _list_of_strides, _function, _shallow_copy, _written_on_the_way,
+    ],
+)  # fmt: skip
+def test_unusual_changes_take_effect(model: nn.Module, change: Callable[[nn.Module], None]) -> None:
+    model(X)
+    change(model)
+    output, expected = model(X), stock(model)(X)
+    assert output.shape == expected.shape
+    assert output.numel() == 0 or testing.relative_error(output, expected) <= testing.NET_LIMIT
+
+
+@torch.no_grad()
+def test_dropout_that_always_drops(model: nn.Module) -> None:
+    model.classifier[2] = Always(0.5)
+    for m in (model, mnv3_fast.freeze(model)):
+        assert not torch.equal(m(X), m(X))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", ["end", "block", "shared"])
+def test_hooks_in_a_new_dictionary_are_seen(model: nn.Module, place: str) -> None:
+    if place == "shared":
+        linear = nn.Linear(576, 576)
+        model.classifier = nn.Sequential(linear, nn.Tanh(), linear)
+    model(X)
+    layer = {"end": model.classifier[0], "block": model.features[4].block[0][0], "shared": model.classifier[0]}[place]
+    layer._forward_hooks = OrderedDict()
+    layer.register_forward_hook(lambda _, args, output: output * 2)
+    assert testing.relative_error(model(X), stock(model)(X)) <= testing.NET_LIMIT
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", ["linear", "norm", "project"])
+def test_freed_memory_is_an_error_of_torch(model: nn.Module, place: str) -> None:
+    model(X)
+    block = model.features[4].block
+    tensor = {
+        "linear": model.classifier[3].weight, "norm": block[0][1].running_mean, "project": block[-1][0].weight
+    }[place]  # fmt: skip
+    tensor.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError):
+        model(X)

@@ -1,0 +1,49 @@
+"""What must hold for any fused module, whatever it is made of: backend, autocast, transforms, the input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from mnv3_fast import _library
+
+
+def environment_reason() -> str | None:
+    """Why no input at all can run on the kernels, None if it can."""
+    if _library.backend() == "reference":
+        return "the kernels are switched off (backend reference)"
+    if not _library.EXTENSION:
+        return "there are no compiled kernels"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
+    return None
+
+
+def input_reason(x: Any) -> str | None:
+    """Why the kernels cannot take an input, None if they can."""
+    if not isinstance(x, Tensor):
+        return "the input is no tensor (symbolic tracing)"
+    if x.dtype is not torch.float32:
+        return f"the input is {x.dtype}, the kernels are float32"
+    if x.device.type != "cpu":
+        return f"the input is on {x.device}, the kernels are for the CPU"
+    if x.layout is not torch.strided:
+        return f"the input's layout is {x.layout}, not strided"
+    if x.dim() != 4:
+        return f"the input has {x.dim()} dimensions, not 4"
+    return environment_reason()
+
+
+def transform_active() -> bool:
+    """Whether a torch.func transform or forward-mode differentiation is under way."""
+    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
+
+
+def observed() -> bool:
+    """Whether something looks at each op that runs and should see a block's own: tracing, dispatch modes."""
+    return (
+        torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._len_torch_function_stack() > 0
+    )
