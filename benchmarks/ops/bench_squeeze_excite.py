@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.ops.common import bench_layer, layers, rivals
+from benchmarks.ops.common import layers, rivals, run_layer
 from mnv3_fast.testing.layers import RealLayer
 
 
 @layers("squeeze_excite")
 @rivals
 def bench_squeeze_excite(compete: Callable[..., None], name: str, layer: RealLayer, rival: str) -> None:
-    bench_layer(compete, name, layer, rival)
+    run_layer(compete, name, layer, rival)

@@ -31,7 +31,7 @@ def layers(op: str) -> Any:
 rivals = pytest.mark.parametrize("rival", [*RIVALS, pytest.param(COMPILED, marks=pytest.mark.slow)])
 
 
-def bench_layer(compete: Callable[..., None], name: str, layer: RealLayer, rival: str) -> None:
+def run_layer(compete: Callable[..., None], name: str, layer: RealLayer, rival: str) -> None:
     """One rival on one layer. torch.compile is a group of its own, since it takes seconds to compile each layer."""
     case = real_case(layer, net=name.partition(".")[0])
     args = prepared(case)
