@@ -95,7 +95,7 @@ wheel-check: wheel
 	$(CHECK)/venv/bin/python -m pip install -q "$$(ls dist/*.whl)[test]"
 	$(CHECK)/venv/bin/python -c 'import mnv3_fast as m; assert m.instruction_sets(), m.missing_reason()'
 	cd $(CHECK)/run && ../venv/bin/python -m pytest -q -p no:cacheprovider \
-	  tests/engine tests/models/test_parity.py tests/package tests/cli
+	  tests/ops tests/engine tests/models/test_parity.py tests/package tests/cli
 
 clean:
 	rm -rf build dist *.egg-info mnv3_fast/*.so

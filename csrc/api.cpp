@@ -87,8 +87,8 @@ uint64_t mnv3_fast_fingerprint(const std::uintptr_t* pointers, const int64_t* co
     lanes[lane] ^= lanes[lane] >> 29;
   };
   const auto sample = [counts](std::size_t i, int64_t j) { return j * (counts[i] - 1) / (kSamples - 1); };
-  for (std::size_t i = 0; i < n;
-       i++) {  // the samples lie far apart: fetched side by side, while the vectors are hashed
+  // The samples lie far apart: they are fetched side by side, while the vectors are hashed.
+  for (std::size_t i = 0; i < n; i++) {
     if (counts[i] <= kWhole) continue;
     for (int64_t j = 0; j < kSamples; j++) __builtin_prefetch(reinterpret_cast<float*>(pointers[i]) + sample(i, j));
   }

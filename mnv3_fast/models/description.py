@@ -156,16 +156,6 @@ class NetDescription:
         assert first is not None, "a description of nothing"
         return first.conv.in_channels
 
-    def tensors(self) -> list[Tensor]:
-        """Every tensor that the plan is packed from."""
-        convs = [layer for layer in (self.stem, self.tail) if layer is not None]
-        found = [tensor for layer in convs for tensor in layer.tensors()]
-        for block in self.blocks:
-            found += block.flatten()[0]
-        for layer in self.head:
-            found += [tensor for tensor in (layer.linear.weight, layer.linear.bias) if tensor is not None]
-        return found
-
 
 def read_activation(module: nn.Module | None) -> str:
     """The name of an activation module; raises Unsupported for one that the kernels do not have."""

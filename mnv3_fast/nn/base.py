@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from mnv3_fast.engine import cache
 from mnv3_fast.engine.op import OP as RUN_PLAN
-from mnv3_fast.models.description import ConvLayer, NetDescription, Unsupported, kind_of_conv, stock_class
+from mnv3_fast.models.description import ConvLayer, NetDescription, Unsupported, kind_of_conv
 from mnv3_fast.nn.conditions import environment_reason, input_reason, observed, transform_active
+from mnv3_fast.nn.containers import StandIn
 from mnv3_fast.nn.fusion import (
     Description,
     Inside,
@@ -94,7 +95,7 @@ class Packed(nn.Module):
         return super().train(mode)
 
 
-class Fused(Packed):
+class Fused(Packed, StandIn):
     """Mixin in front of an original class: ``accelerate`` sets ``module.__class__`` to the subclass of the same name.
 
     It adds no parameter, buffer or submodule, so keys, names, repr, hooks and pickling stay those of the original.
@@ -116,12 +117,6 @@ class Fused(Packed):
     def fallback_reason(self, x: Tensor | None = None) -> str | None:
         """Why this module would run its original forward now (for an input, if one is given); None if it would not."""
         return reason_of(self, x, modules_below)
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        original = stock_class(type(self))  # TorchScript sees the class that this one stands for
-        copy = original.__new__(original)
-        copy.__dict__.update({key: value for key, value in self.__dict__.items() if key != "_fusion"})
-        return copy
 
 
 class FusedStem(Packed):

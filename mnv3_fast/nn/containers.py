@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import _utils
 
-from mnv3_fast.models.description import STOCK
+from mnv3_fast.models.description import STOCK, stock_class
 from mnv3_fast.nn.conditions import transform_active
 
 
@@ -23,17 +23,17 @@ def like_input(output: Any, input: Any) -> Any:
     return output
 
 
-class Container(nn.Module):
-    """Mixin in front of an original container class of the same name."""
+class StandIn(nn.Module):
+    """Mixin in front of an original class of the same name, which is what TorchScript gets to see."""
 
     def __prepare_scriptable__(self) -> nn.Module:
-        original = STOCK.get(type(self), type(self))  # TorchScript sees the class that this one stands for
+        original = stock_class(type(self))
         copy = original.__new__(original)
         copy.__dict__.update({key: value for key, value in self.__dict__.items() if key != "_fusion"})
         return copy
 
 
-class Sequential(Container, nn.Sequential):
+class Sequential(StandIn, nn.Sequential):
     """A Sequential whose output has the memory format of its input."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class Sequential(Container, nn.Sequential):
         return like_input(super().forward(input), input)
 
 
-class IntermediateLayerGetter(Container, _utils.IntermediateLayerGetter):
+class IntermediateLayerGetter(StandIn, _utils.IntermediateLayerGetter):
     """torchvision's backbone of detectors and segmenters; its maps have the memory format of its input."""
 
     def forward(self, x: Tensor) -> Any:

@@ -102,7 +102,9 @@ def modules_reason(inside: Sequence[nn.Module], description: Description) -> str
     return "there are global module hooks" if torch_module._has_any_global_hook() else None
 
 
-def flattened(description: Description) -> tuple[list[Tensor], tuple[list[int], list[float]] | None]:
+def flattened(
+    description: BlockDescription | ConvLayer | SqueezeExciteLayer,
+) -> tuple[list[Tensor], tuple[list[int], list[float]] | None]:
     """The tensors of a description, and the other arguments of a block's op."""
     if isinstance(description, BlockDescription):
         tensors, spec, constants = description.flatten()
@@ -119,7 +121,7 @@ class Fusion:
     def __init__(self, root: nn.Module, description: Description, inside: Sequence[nn.Module]) -> None:
         self.description = description
         self.home = root.__dict__  # a shallow copy of the module has another
-        self.arguments = flattened(description)[1]
+        self.arguments = description.flatten()[1:] if isinstance(description, BlockDescription) else None
         self.entry: cache.Entry | None = None
         _, norms, layers = parts_of(description)
         names = [pair for layer in layers for pair in _tensor_names(layer)]

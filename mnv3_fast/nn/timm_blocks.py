@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mnv3_fast.models import timm
 from mnv3_fast.models.description import STOCK, BlockDescription, ConvLayer
 from mnv3_fast.nn.base import Fused, FusedBlock, FusedConv, FusedStem, checked_conv
-from mnv3_fast.nn.containers import Container, like_input
+from mnv3_fast.nn.containers import StandIn, like_input
 
 
 class InvertedResidual(FusedBlock, blocks.InvertedResidual):
@@ -48,7 +48,7 @@ class ConvBnAct(FusedConv, blocks.ConvBnAct):
         return super().forward(x)
 
 
-class MobileNetV3(FusedStem, Container, mobilenetv3.MobileNetV3):
+class MobileNetV3(FusedStem, StandIn, mobilenetv3.MobileNetV3):
     """timm's network: its stem, which has no module of its own, on one fused op; maps in the format of the input."""
 
     def _reader(self) -> ConvLayer:
@@ -69,7 +69,7 @@ class MobileNetV3(FusedStem, Container, mobilenetv3.MobileNetV3):
         return like_input(output, x)
 
 
-class MobileNetV3Features(Container, mobilenetv3.MobileNetV3Features):
+class MobileNetV3Features(StandIn, mobilenetv3.MobileNetV3Features):
     """timm's feature pyramid; its maps have the format of the input."""
 
     def forward(self, x: Tensor) -> Any:

@@ -11,7 +11,7 @@ from torchvision.ops import misc
 from mnv3_fast.models import torchvision
 from mnv3_fast.models.description import STOCK, BlockDescription, ConvLayer, NetDescription, SqueezeExciteLayer
 from mnv3_fast.nn.base import Fused, FusedBlock, FusedConv, FusedEnd, checked_conv
-from mnv3_fast.nn.containers import Container, like_input
+from mnv3_fast.nn.containers import StandIn, like_input
 from mnv3_fast.ops import registration
 from mnv3_fast.ops.elements import ACTIVATIONS, GATES
 from mnv3_fast.ops.squeeze_excite import op as squeeze_excite
@@ -44,7 +44,7 @@ class SqueezeExcitation(Fused, misc.SqueezeExcitation):
         return registration.call(squeeze_excite.OP, reference, squeeze_excite.FUNCTION, args)
 
 
-class MobileNetV3(FusedEnd, Container, mobilenetv3.MobileNetV3):
+class MobileNetV3(FusedEnd, StandIn, mobilenetv3.MobileNetV3):
     """torchvision's network: what comes after the blocks (1x1 convolution, pool, classifier) in one op."""
 
     def _reader(self) -> NetDescription:
