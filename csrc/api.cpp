@@ -11,9 +11,6 @@ namespace {
 
 using mnv3_fast::InstructionSet;
 
-constexpr int64_t kWhole = 4096;  // arrays up to this size are hashed whole: every BatchNorm vector
-constexpr int64_t kSamples = 64;
-
 struct Names {
   const char* names[8] = {};
   int count = 0;
@@ -77,41 +74,6 @@ double mnv3_fast_fma_peak(double seconds) {
     best = std::max(best, static_cast<double>(macs) / took * 1e-9);
   } while (Clock::now() < end);
   return best;
-}
-
-uint64_t mnv3_fast_fingerprint(const std::uintptr_t* pointers, const int64_t* counts, std::size_t n) {
-  constexpr uint64_t kPrime = 0x9e3779b97f4a7c15;
-  uint64_t lanes[4] = {1, 2, 3, 4};  // four chains: one alone waits for each product
-  const auto mix = [&lanes](int64_t lane, uint64_t bits) {
-    lanes[lane] = (lanes[lane] ^ bits) * kPrime;
-    lanes[lane] ^= lanes[lane] >> 29;
-  };
-  const auto sample = [counts](std::size_t i, int64_t j) { return j * (counts[i] - 1) / (kSamples - 1); };
-  // The samples lie far apart: they are fetched side by side, while the vectors are hashed.
-  for (std::size_t i = 0; i < n; i++) {
-    if (counts[i] <= kWhole) continue;
-    for (int64_t j = 0; j < kSamples; j++) __builtin_prefetch(reinterpret_cast<float*>(pointers[i]) + sample(i, j));
-  }
-  for (std::size_t i = 0; i < n; i++) {
-    const auto* floats = reinterpret_cast<const unsigned char*>(pointers[i]);
-    const auto word = [floats](int64_t at, std::size_t bytes) {
-      uint64_t bits = 0;
-      std::memcpy(&bits, floats + 4 * at, bytes);
-      return bits;
-    };
-    mix(0, static_cast<uint64_t>(counts[i]));
-    int64_t j = 0;
-    if (counts[i] > kWhole) {
-      for (; j < kSamples; j++) mix(j % 4, word(sample(i, j), 4));
-      continue;
-    }
-    for (; j + 8 <= counts[i]; j += 8) {
-      for (int64_t lane = 0; lane < 4; lane++) mix(lane, word(j + 2 * lane, 8));
-    }
-    for (; j < counts[i]; j++) mix(j % 4, word(j, 4));
-  }
-  for (int lane = 1; lane < 4; lane++) mix(0, lanes[lane]);
-  return lanes[0];
 }
 
 void mnv3_fast_prefer_huge_pages(void* data, std::size_t bytes) { mnv3_fast::prefer_huge_pages(data, bytes); }

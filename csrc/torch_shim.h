@@ -2,6 +2,7 @@
 // one binary serves torch 2.10 and later. tests/package compares these declarations with torch's own headers.
 // Source: torch/csrc/inductor/aoti_torch/c/shim.h and torch/csrc/stable/c/shim.h of PyTorch 2.10.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 extern "C" {
@@ -26,11 +27,15 @@ AOTITorchError aoti_torch_get_strides(AtenTensorHandle tensor, int64_t** ret_str
 AOTITorchError aoti_torch_get_dtype(AtenTensorHandle tensor, int32_t* ret_dtype);
 AOTITorchError aoti_torch_get_device_type(AtenTensorHandle tensor, int32_t* ret_device_type);
 AOTITorchError aoti_torch_get_layout(AtenTensorHandle tensor, int32_t* ret_layout);
+AOTITorchError aoti_torch_get_storage_size(AtenTensorHandle tensor, int64_t* ret_size);
+AOTITorchError aoti_torch_get_storage_offset(AtenTensorHandle tensor, int64_t* ret_storage_offset);
 AOTITorchError aoti_torch_empty_strided(int64_t ndim, const int64_t* sizes_ptr, const int64_t* strides_ptr,
                                         int32_t dtype, int32_t device_type, int32_t device_index,
                                         AtenTensorHandle* ret_new_tensor);
 AOTITorchError aoti_torch_delete_tensor_object(AtenTensorHandle tensor);
 
+AOTITorchError torch_list_size(StableListHandle list_handle, std::size_t* size);
+AOTITorchError torch_list_get_item(StableListHandle list_handle, std::size_t index, StableIValue* element);
 AOTITorchError torch_delete_list(StableListHandle list_handle);
 
 AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t grain_size, void (*func)(int64_t, int64_t, void*),

@@ -1,10 +1,15 @@
 // torch.ops.mnv3_fast.run_plan(Tensor input, Tensor plan, int[] geometry) -> Tensor. The geometry is for the fake
 // kernel.
+#include <chrono>
+
+#include "api.h"
 #include "engine/executor.h"
 #include "tensor.h"
 
 namespace mnv3_fast {
 namespace {
+
+thread_local double last_seconds = 0;
 
 void run_plan(StableIValue* stack, uint64_t, uint64_t) {
   Arguments args(stack, "TTI");
@@ -23,10 +28,12 @@ void run_plan(StableIValue* stack, uint64_t, uint64_t) {
   output_size(plan, height, width);
   Tensor output = plan.output_is_map ? empty_map(input.size(0), plan.output_channels, height, width)
                                      : empty_matrix(input.size(0), plan.output_channels);
+  const auto start = std::chrono::steady_clock::now();
   execute(plan,
           {input.data<void>(), input.is_uint8(), input.size(0), input.size(1), input.size(2), input.size(3),
            input.stride(0), input.stride(1), input.stride(2), input.stride(3)},
           output.data());
+  last_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   set_result(stack, 0, std::move(output));
 }
 
@@ -34,3 +41,5 @@ const RegisterCpu registration("run_plan", run_plan);
 
 }  // namespace
 }  // namespace mnv3_fast
+
+double mnv3_fast_last_seconds() { return mnv3_fast::last_seconds; }

@@ -1,9 +1,9 @@
 """Folded and packed layers, kept from call to call.
 
 An entry is found by the addresses of the tensors that it was packed from. It is used only if they are as they were
-then (``_C.matches``: version counters, layout, and values: BatchNorm vectors and biases whole, 64 of each larger
-weight), and it goes when any of the tensors goes. What no check can see, a write to one weight through ``.data`` or
-NumPy that misses all samples, needs ``mnv3_fast.refresh``.
+then (version counters, and ``tensor_state``: memory, layout and values, BatchNorm vectors and biases whole, 64 of each
+larger weight), and it goes when any of the tensors goes. What no check can see, a write to one weight through ``.data``
+or NumPy that misses all samples, needs ``mnv3_fast.refresh``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mnv3_fast import _library
+from mnv3_fast.engine.op import STATE
 
 Key = tuple[int, ...]
 Plan = tuple[Tensor, list[int]]
@@ -27,7 +29,7 @@ class Entry:
 
     plan: Tensor
     geometry: list[int]
-    state: bytes
+    state: tuple[bytes, int]
     arguments: Any
     references: list[Any] = field(default_factory=list)
     dropped: bool = False
@@ -42,13 +44,8 @@ def find(tensors: list[Tensor], arguments: Any, build: Callable[[], Plan]) -> En
     entry = _entries.get(key)
     if entry is not None and entry.arguments == arguments and is_current(entry, tensors):
         return entry
-    for tensor in tensors:
-        if tensor.numel() > 0 and tensor.data_ptr() == 0:
-            raise RuntimeError(
-                f"mnv3_fast: a weight of shape {list(tensor.shape)} has no memory; was its storage freed?"
-            )
+    state = _state_of(tensors)  # first: a write meanwhile makes the new entry stale, not wrong
     plan, geometry = build()
-    state = _library.extension().tensor_state(tensors)
     references = [weakref.ref(tensor, lambda _: _forget(key)) for tensor in tensors]
     _forget(key)
     entry = _entries[key] = Entry(plan, geometry, state, arguments, references)
@@ -57,7 +54,12 @@ def find(tensors: list[Tensor], arguments: Any, build: Callable[[], Plan]) -> En
 
 def is_current(entry: Entry, tensors: list[Tensor]) -> bool:
     """Whether an entry may still be used for its tensors."""
-    return not entry.dropped and _library.extension().matches(entry.state, tensors)
+    return not entry.dropped and _state_of(tensors) == entry.state
+
+
+def _state_of(tensors: list[Tensor]) -> tuple[bytes, int]:
+    with torch._C._AutoDispatchBelowAutograd():
+        return _library.extension().versions(tensors), STATE(tensors)
 
 
 def drop(tensors: Iterable[Tensor]) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.mobilenetv3 import InvertedResidual
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from mnv3_fast import _library
 from mnv3_fast.engine.op import OP
@@ -86,7 +88,13 @@ class Engine(nn.Module):
         )
 
 
-def freeze(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+def freeze(
+    model: nn.Module,
+    dtype: torch.dtype | None = None,
+    *,
+    scale: Tensor | Sequence[float] | None = None,
+    shift: Tensor | Sequence[float] | None = None,
+) -> nn.Module:
     """Copy and pack a network's weights once and run it in one call; inference only.
 
     Args:
@@ -94,13 +102,17 @@ def freeze(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
             such networks: each of them becomes an engine in a copy of the model, the rest stays torch's. A classifier
             of fully connected layers joins the plan.
         dtype: None or torch.float32; other dtypes do not exist yet.
+        scale, shift: both or neither, a value for each input channel: the engine computes x * scale + shift as it loads
+            an image, before the zeros of the padding. With ``1 / std`` and ``-mean / std`` of values from 0 to 255 it
+            takes uint8 images as they were decoded.
 
     Returns:
         An :class:`Engine`, or a copy of ``model`` with engines inside.
 
     Raises:
         TypeError: if ``model`` is no nn.Module.
-        ValueError: in training mode, for another dtype, or if no part of it can be frozen; the message says why.
+        ValueError: in training mode, for another dtype, for a scale and shift of other shapes or of a model that does
+            not start with its stem, or if no part of it can be frozen; the message says why.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"freeze: model must be an nn.Module, got {type(model).__name__}")
@@ -108,10 +120,13 @@ def freeze(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         raise ValueError(f"freeze: dtype {dtype} does not exist yet, only torch.float32 does")
     if model.training:
         raise ValueError("freeze: the model is in training mode; call model.eval() first")
+    normalised = _scale_and_shift(scale, shift)
     try:
-        return _engine_of(model)
+        return _engine_of(model, *normalised)
     except Unsupported as unsupported:
         reason = str(unsupported)
+    if scale is not None:
+        raise ValueError(f"freeze: scale and shift are for a whole network that starts with its stem: {reason}")
     copied = copy.deepcopy(model)
     reasons: list[str] = []
     if not _freeze_children(copied, reasons):
@@ -138,10 +153,31 @@ def _freeze_children(module: nn.Module, reasons: list[str]) -> bool:
     return found
 
 
-def _engine_of(model: nn.Module) -> Engine:
+def _scale_and_shift(scale: Any, shift: Any) -> tuple[Tensor | None, Tensor | None]:
+    if (scale is None) != (shift is None):
+        raise ValueError("freeze: scale and shift must both be given or neither")
+    if scale is None:
+        return None, None
+    found = []
+    for name, value in (("scale", scale), ("shift", shift)):
+        tensor = torch.as_tensor(value, dtype=torch.float32, device="cpu")
+        if tensor.dim() != 1:
+            raise ValueError(f"freeze: {name} must have a value for each input channel, got {list(tensor.shape)}")
+        found.append(tensor)
+    return found[0], found[1]
+
+
+def _engine_of(model: nn.Module, scale: Tensor | None = None, shift: Tensor | None = None) -> Engine:
     description = describe_net(model)
     _check_frozen(model, description)
-    plan, geometry = pack_net(description)
+    if scale is not None and shift is not None:
+        if description.stem is None:
+            raise Unsupported("it does not start with a stem")
+        channels = description.input_channels()
+        if scale.numel() != channels or shift.numel() != channels:
+            counts = f"{scale.numel()} and {shift.numel()}"
+            raise ValueError(f"freeze: scale and shift must have {channels} values, one a channel, got {counts}")
+    plan, geometry = pack_net(description, scale, shift)
     rest = [copy.deepcopy(module) for module in description.rest]
     return Engine(plan, geometry, description.input_channels(), _sequence(rest), type(model).__name__)
 
@@ -158,7 +194,7 @@ def _check_frozen(model: nn.Module, description: NetDescription) -> None:
             raise Unsupported(f"{name or type(model).__name__} has a forward of its own")
         if hasattr(module, "parametrizations"):
             raise Unsupported(f"{name or type(model).__name__} is parametrized")
-        if module.training and hasattr(module, "running_mean"):
+        if module.training and hasattr(module, "running_mean") and not isinstance(module, FrozenBatchNorm2d):
             raise Unsupported(f"{name} is in training mode")
     for tensor in model.parameters():
         if tensor.dtype is not torch.float32 or tensor.device.type != "cpu":

@@ -27,3 +27,12 @@ def _fake(input: Tensor, plan: Tensor, geometry: list[int]) -> Tensor:
 
 
 OP = registration.register("run_plan(Tensor input, Tensor plan, int[] geometry) -> Tensor", reference.run_plan, _fake)
+
+
+def _only_kernels(tensors: list[Tensor]) -> int:
+    raise RuntimeError("tensor_state, watch: there are no compiled kernels, and nothing is packed")
+
+
+# What packed weights were made of (csrc/watch.h). The result of the second is for mnv3_fast._C.Watch, which frees it.
+STATE = registration.register("tensor_state(Tensor[] tensors) -> int", _only_kernels, _only_kernels, guarded=False)
+WATCH = registration.register("watch(Tensor[] tensors) -> int", _only_kernels, _only_kernels, guarded=False)

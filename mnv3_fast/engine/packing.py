@@ -12,13 +12,15 @@ from mnv3_fast.ops.elements import ACTIVATIONS
 from mnv3_fast.ops.inverted_residual.layout import Layer
 
 
-def pack_net(description: NetDescription) -> tuple[Tensor, list[int]]:
-    """The plan of what is described, and its geometry (see ``PlanBuilder.build``)."""
+def pack_net(
+    description: NetDescription, scale: Tensor | None = None, shift: Tensor | None = None
+) -> tuple[Tensor, list[int]]:
+    """The plan of what is described, and its geometry (``PlanBuilder.build``); scale and shift as ``stem_conv``'s."""
     builder = PlanBuilder(description.input_channels())
     if description.stem is not None:
         weight, bias = _folded(description.stem)
         window = [*weight.shape[2:], *description.stem.window()]
-        builder.add_stem(weight, bias, window, ACTIVATIONS[description.stem.activation])
+        builder.add_stem(weight, bias, window, ACTIVATIONS[description.stem.activation], scale, shift)
     for block in description.blocks:
         builder.add_block(*block.flatten())
     if description.tail is not None:

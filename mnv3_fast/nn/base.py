@@ -9,20 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from mnv3_fast.engine import cache
-from mnv3_fast.engine.op import OP as RUN_PLAN
+from mnv3_fast.engine.op import OP
 from mnv3_fast.models.description import ConvLayer, NetDescription, Unsupported, kind_of_conv
-from mnv3_fast.nn.conditions import environment_reason, input_reason, observed, transform_active
+from mnv3_fast.nn.conditions import environment_reason, input_reason, is_plain, observed, transform_active
 from mnv3_fast.nn.containers import StandIn
 from mnv3_fast.nn.fusion import (
-    Description,
+    Fusion,
     Inside,
     Reader,
     describe,
-    flattened,
     fusion_of,
-    modules_below,
+    log_fallback,
     traced_description,
 )
+from mnv3_fast.nn.parts import Description, flattened, modules_below
 from mnv3_fast.ops import registration
 from mnv3_fast.ops.depthwise_conv import op as depthwise
 from mnv3_fast.ops.elements import ACTIVATIONS
@@ -30,6 +30,7 @@ from mnv3_fast.ops.inverted_residual.op import run_block
 from mnv3_fast.ops.pointwise_conv import op as pointwise
 from mnv3_fast.ops.stem_conv import op as stem
 
+RUN_PLAN = OP.default
 Run = Callable[[Tensor, Any, list[Tensor], Any], Tensor]
 
 
@@ -41,7 +42,14 @@ def fused_output(root: nn.Module, x: Tensor, reader: Reader, run: Run, inside: I
         run: the op, from input, description, its tensors and its other arguments.
         inside: gives the modules of the part.
     """
-    if root.training or input_reason(x) is not None or transform_active():
+    if not torch.compiler.is_compiling():
+        entry = current_entry(root, x)
+        if entry is not None:
+            return run_entry(x, entry)
+    reason = "it is in training mode" if root.training else input_reason(x)
+    if reason is not None or transform_active():
+        if not (root.training or torch.compiler.is_compiling()):
+            log_fallback(root, reason or "a transform of torch.func or forward mode is under way")
         return None
     if torch.compiler.is_compiling():
         description = traced_description(root, reader, inside)
@@ -64,10 +72,25 @@ def fused_output(root: nn.Module, x: Tensor, reader: Reader, run: Run, inside: I
     return run(x, fusion.description, tensors, fusion.arguments)
 
 
+def current_entry(root: nn.Module, x: Any) -> cache.Entry | None:
+    """The packed weights of a described part if it has them and may run on them: what most calls in inference ask."""
+    fusion = root.__dict__.get("_fusion")
+    if fusion is None or not is_plain(x) or grad_possible(x, fusion) or observed() or transform_active():
+        return None
+    return fusion.current(root)
+
+
+def grad_possible(x: Tensor, fusion: Fusion) -> bool:
+    """Whether something could be differentiated; the tensors are looked at where they are now."""
+    if not torch.is_grad_enabled():
+        return False
+    return x.requires_grad or any(getattr(holder.get(name), "requires_grad", True) for holder, name in fusion.sources)
+
+
 def run_entry(x: Tensor, entry: cache.Entry) -> Tensor:
     """One plan on an input, where nothing is to be differentiated: past the guard that the op has for that."""
     with torch._C._AutoDispatchBelowAutograd():
-        return RUN_PLAN(x, entry.plan, entry.geometry)
+        return RUN_PLAN(x, entry.plan, [])  # the geometry is for captures, which do not come here
 
 
 def reason_of(root: Any, x: Tensor | None, inside: Inside) -> str | None:
@@ -83,6 +106,14 @@ def reason_of(root: Any, x: Tensor | None, inside: Inside) -> str | None:
 
 class Packed(nn.Module):
     """Mixin for what keeps packed weights."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.refresh()  # torch cannot swap a tensor for another as long as the packed weights' owner refers to it
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
+        self.refresh()
+        super()._load_from_state_dict(*args, **keywords)
 
     def refresh(self) -> None:
         """Forget what was packed from this module's weights."""
@@ -151,16 +182,19 @@ class FusedEnd(Packed):
 
     def _fused_end(self, x: Tensor) -> tuple[Callable[[Tensor], Tensor], tuple[nn.Module, ...]] | None:
         """The op, for the output of the blocks, and the modules after it; None if each module must run."""
-        if torch.compiler.is_compiling() or self.training or torch.is_grad_enabled() or input_reason(x) is not None:
+        if torch.compiler.is_compiling() or self.training or torch.is_grad_enabled() or not is_plain(x):
             return None
         if transform_active() or observed():
             return None
-        found = fusion_of(self, type(self)._reader, type(self)._end_modules)
-        if isinstance(found, str):
-            return None
-        fusion, tensors = found
-        entry = fusion.plan(tensors)
-        assert entry is not None
+        fusion = self.__dict__.get("_fusion")
+        entry = None if fusion is None else fusion.current(self)
+        if entry is None:
+            found = fusion_of(self, type(self)._reader, type(self)._end_modules)
+            if isinstance(found, str):
+                return None
+            fusion, tensors = found
+            entry = fusion.plan(tensors)
+            assert entry is not None
         return lambda y: run_entry(y, entry), fusion.description.rest
 
     def fallback_reason(self, x: Tensor | None = None) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.modules import module as torch_module
 
 from mnv3_fast import _library
 
@@ -35,6 +36,19 @@ def input_reason(x: Any) -> str | None:
     if x.dim() != 4:
         return f"the input has {x.dim()} dimensions, not 4"
     return environment_reason()
+
+
+def is_plain(x: Any) -> bool:
+    """Whether :func:`input_reason` has nothing against an input, and no module hooks are global; in little time."""
+    return (
+        type(x) is Tensor
+        and x.dtype is torch.float32
+        and x.is_cpu
+        and x.layout is torch.strided
+        and x.dim() == 4
+        and environment_reason() is None
+        and not torch_module._has_any_global_hook()
+    )
 
 
 def transform_active() -> bool:

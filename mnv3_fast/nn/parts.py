@@ -1,0 +1,126 @@
+"""What takes part in a fused module: its layers, their tensors and where these are kept, and what speaks against it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from mnv3_fast.models.description import (
+    BlockDescription,
+    ConvLayer,
+    LinearLayer,
+    NetDescription,
+    SqueezeExciteLayer,
+    Unsupported,
+)
+
+Description = BlockDescription | ConvLayer | SqueezeExciteLayer | NetDescription
+ATTRIBUTES = ("stride", "padding", "dilation", "groups", "padding_mode", "eps", "output_size")
+PLAIN = (Tensor, nn.Parameter)
+
+
+def parts_of(description: Description) -> tuple[list[Any], list[Any], list[Any]]:
+    """The convolutions and linear layers, the norms and the layers of a description."""
+    layers: list[Any] = []
+    if isinstance(description, NetDescription):
+        layers += [layer for layer in (description.stem, description.tail) if layer is not None]
+        layers += description.head
+    elif isinstance(description, BlockDescription):
+        layers += description.layers()
+        if description.squeeze_excite is not None:
+            layers.append(description.squeeze_excite)
+    else:
+        layers.append(description)
+    convs: list[Any] = []
+    norms: list[Any] = []
+    for layer in layers:
+        if isinstance(layer, ConvLayer):
+            convs.append(layer.conv)
+            if layer.norm is not None:
+                norms.append(layer.norm)
+        elif isinstance(layer, LinearLayer):
+            convs.append(layer.linear)
+        else:
+            convs += [layer.fc1, layer.fc2]
+    return convs, norms, layers
+
+
+def modules_below(root: nn.Module) -> list[nn.Module]:
+    """All modules inside of one: what takes part in a block."""
+    return [module for module in root.modules() if module is not root]
+
+
+def modules_reason(inside: Sequence[nn.Module], description: Description) -> str | None:
+    """Why the modules of a block may not be replaced by one op. torch.compile traces this: plain loops only."""
+    for module in inside:
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            return "a module inside has a hook"
+        if "forward" in module.__dict__:
+            return "a module inside has a forward of its own"
+        if isinstance(module, nn.Dropout) and module.training:
+            return "a dropout inside is in training mode"
+    convs, norms, _ = parts_of(description)
+    for module in (*convs, *norms):
+        for name in ATTRIBUTES:
+            if isinstance(module.__dict__.get(name), list):
+                return f"{name} is a list, which may change unseen"
+    for norm in norms:
+        if norm.training and not isinstance(norm, FrozenBatchNorm2d):
+            return "a norm inside is in training mode"
+    for conv in convs:
+        if conv._modules:
+            return "a convolution inside is parametrized"
+    return "there are global module hooks" if torch_module._has_any_global_hook() else None
+
+
+def flattened(
+    description: BlockDescription | ConvLayer | SqueezeExciteLayer,
+) -> tuple[list[Tensor], tuple[list[int], list[float]] | None]:
+    """The tensors of a description, and the other arguments of a block's op."""
+    if isinstance(description, BlockDescription):
+        tensors, spec, constants = description.flatten()
+        return tensors, (spec, constants)
+    return description.tensors(), None
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether all of a tensor lies in memory of the CPU; its storage may have been freed or cut under it."""
+    if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+        return False
+    if tensor.numel() == 0:
+        return True
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    end = (tensor.storage_offset() + last + 1) * tensor.element_size()
+    return tensor.data_ptr() != 0 and tensor.untyped_storage().nbytes() >= end
+
+
+def tensor_names(layer: Any) -> list[tuple[nn.Module, str]]:
+    """Everything that a layer's tensors could come from, whether it is there or not."""
+    if isinstance(layer, LinearLayer):
+        return [(layer.linear, "weight"), (layer.linear, "bias")]
+    if isinstance(layer, SqueezeExciteLayer):
+        return [(layer.fc1, "weight"), (layer.fc1, "bias"), (layer.fc2, "weight"), (layer.fc2, "bias")]
+    names = [(layer.conv, "weight"), (layer.conv, "bias")]
+    if layer.norm is not None:
+        names += [(layer.norm, name) for name in ("weight", "bias", "running_mean", "running_var")]
+    return names
+
+
+def source_of(owner: nn.Module, name: str) -> tuple[dict, str]:
+    for holder in (owner._parameters, owner._buffers):
+        tensor = holder.get(name)
+        if tensor is None:
+            continue
+        if type(tensor) not in PLAIN:
+            raise Unsupported(f"{type(owner).__name__}.{name} is a {type(tensor).__name__}, not a plain tensor")
+        if not is_readable(tensor):
+            raise Unsupported(f"{type(owner).__name__}.{name} has no memory of its size on the CPU")
+        if tensor.dtype is not torch.float32:
+            raise Unsupported(f"its weights are {tensor.dtype}, not float32")
+        return holder, name
+    raise Unsupported(f"{type(owner).__name__}.{name} is neither a parameter nor a buffer")
