@@ -1,0 +1,85 @@
+"""Checkpoint files: torch's (with ``weights_only``) and safetensors; from a path or a URL."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+STATE_KEYS = ("state_dict", "model", "state_dict_ema")
+"""Where whole-checkpoint files keep the state_dict, in the order in which they are tried."""
+
+
+def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint on the CPU; only tensors and plain containers are accepted, nothing is executed.
+
+    Args:
+        source: a path (``.safetensors`` or a file of ``torch.save``), or a http(s) or file URL, which is downloaded
+            once into torch's hub folder.
+
+    Returns:
+        The file's dictionary.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is no checkpoint, is truncated, or holds what would have to be executed.
+    """
+    path = _download(source) if _is_url(source) else Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"checkpoint: {path} holds more than tensors, or is none: {_first_line(error)}") from error
+    except (RuntimeError, EOFError, SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"checkpoint: {path} is no checkpoint, or is damaged: {_first_line(error)}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"checkpoint: {path} holds a {type(loaded).__name__}, expected a dictionary of tensors")
+    return loaded
+
+
+def state_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The state_dict of a checkpoint's dictionary, without the ``module.`` that DataParallel adds.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    state: Any = checkpoint
+    for key in STATE_KEYS:
+        if isinstance(checkpoint.get(key), dict):
+            state = checkpoint[key]
+            break
+    if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        raise ValueError("checkpoint: it holds no state_dict (names with tensors)")
+    if all(key.startswith("module.") for key in state):
+        return {key.removeprefix("module."): value for key, value in state.items()}
+    return dict(state)
+
+
+def _is_url(source: str | os.PathLike[str]) -> bool:
+    return isinstance(source, str) and urlparse(source).scheme in ("http", "https", "file")
+
+
+def _download(url: str) -> Path:
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / Path(urlparse(url).path).name
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), progress=False)
+        except OSError as error:
+            raise OSError(f"checkpoint: {url} could not be downloaded: {error}") from error
+    return path
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

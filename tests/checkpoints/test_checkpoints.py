@@ -1,0 +1,139 @@
+"""Checkpoints: names of mmpretrain and torchvision, what is refused, and that nothing in a file is executed."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mnv3_fast.checkpoints import read_checkpoint, torchvision_state
+from mnv3_fast.checkpoints.files import state_of
+from mnv3_fast.checkpoints.keys import mmpretrain_names
+from mnv3_fast.models.variants import VARIANTS, build
+from mnv3_fast.testing.parity import randomize_
+
+SMALL = VARIANTS["mobilenet-v3-small-050_8xb128_in1k"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return randomize_(build(SMALL), 3, 64)
+
+
+def mmpretrain_file(model: Any, path: Path) -> Path:
+    """A file as mmpretrain writes it, under its names."""
+    state = model.state_dict()
+    renamed = OrderedDict((theirs, state[ours].clone()) for ours, theirs in mmpretrain_names(model).items())
+    torch.save({"meta": {"CLASSES": [f"name {i}" for i in range(1000)]}, "state_dict": renamed}, path)
+    return path
+
+
+def test_mmpretrain_names_are_those_of_its_files(model: Any) -> None:
+    """Names as they stand in mmpretrain's published files."""
+    names = mmpretrain_names(model)
+    assert set(names) == set(model.state_dict())
+    assert names["features.0.0.weight"] == "backbone.layer0.conv.weight"
+    assert names["features.1.block.0.0.weight"] == "backbone.layer1.depthwise_conv.conv.weight"
+    assert names["features.1.block.1.fc1.bias"] == "backbone.layer1.se.conv1.conv.bias"
+    assert names["features.1.block.2.1.running_var"] == "backbone.layer1.linear_conv.bn.running_var"
+    assert names["features.2.block.0.1.weight"] == "backbone.layer2.expand_conv.bn.weight"
+    assert names["features.2.block.2.0.weight"] == "backbone.layer2.linear_conv.conv.weight"
+    assert names["features.4.block.2.fc2.weight"] == "backbone.layer4.se.conv2.conv.weight"
+    assert names["features.12.0.weight"] == "backbone.layer12.conv.weight"
+    assert names["classifier.0.weight"] == "head.layers.0.fc.weight"
+    assert names["classifier.3.bias"] == "head.layers.1.fc.bias"
+
+
+@pytest.mark.parametrize("kind", ["mmpretrain", "torchvision", "module.", "safetensors", "file URL"])
+def test_reads(kind: str, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    path = tmp_path / ("file.safetensors" if kind == "safetensors" else "file.pth")
+    if kind in ("mmpretrain", "file URL"):
+        mmpretrain_file(model, path)
+    elif kind == "safetensors":
+        save_file(model.state_dict(), path)
+    else:
+        prefix = "module." if kind == "module." else ""
+        torch.save({prefix + key: value for key, value in model.state_dict().items()}, path)
+    fresh = build(SMALL)
+    source = path.as_uri() if kind == "file URL" else path
+    fresh.load_state_dict(torchvision_state(state_of(read_checkpoint(source)), fresh))
+    for key, value in model.state_dict().items():
+        assert torch.equal(fresh.state_dict()[key], value), key
+
+
+class Hostile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def test_nothing_is_executed(tmp_path: Path) -> None:
+    file, trace = tmp_path / "file.pth", tmp_path / "executed"
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "meta": Hostile(trace)}, file)
+    with pytest.raises(ValueError, match="holds more than tensors"):
+        read_checkpoint(file)
+    assert not trace.exists()
+    torch.load(file, weights_only=False)
+    assert trace.exists(), "the file was harmless, the test shows nothing"
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "truncated", "list", "truncated safetensors", "folder"])
+def test_damaged_files(damage: str, model: Any, tmp_path: Path) -> None:
+    path = tmp_path / ("file.safetensors" if "safetensors" in damage else "file.pth")
+    if damage == "folder":
+        with pytest.raises(FileNotFoundError, match="checkpoint: there is no file"):
+            read_checkpoint(tmp_path)
+        return
+    if damage == "truncated safetensors":
+        save_file(model.state_dict(), path)
+    else:
+        torch.save([1, 2] if damage == "list" else model.state_dict(), path)
+    whole = path.read_bytes()
+    if damage != "list":
+        path.write_bytes({"empty": b"", "text": b"no checkpoint\n" * 9}.get(damage, whole[: len(whole) // 2]))
+    with pytest.raises(ValueError, match=r"checkpoint: .*file\.(pth|safetensors)"):
+        read_checkpoint(path)
+
+
+def change(state: dict[str, torch.Tensor], what: str) -> dict[str, torch.Tensor]:
+    state = dict(state)
+    if what == "missing":
+        del state["features.0.0.weight"]
+    elif what == "shape":
+        state["classifier.3.bias"] = torch.zeros(10)
+    elif what == "more":
+        state["extra"] = torch.zeros(1)
+    else:
+        state = {f"encoder.{key}": value for key, value in state.items()}
+    return state
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("missing", "checkpoint: features.0.0.weight is missing"),
+        ("shape", r"checkpoint: classifier.3.bias is \[10\], the model's is \[1000\]"),
+        ("more", "checkpoint: 1 entries have no place in the model, such as extra"),
+        (
+            "foreign",
+            "checkpoint: unknown names .such as encoder.features.0.0.weight.; mmpretrain's or torchvision's fit",
+        ),
+    ],
+)
+def test_what_does_not_fit(what: str, message: str, model: Any) -> None:
+    with pytest.raises(ValueError, match=message):
+        torchvision_state(change(model.state_dict(), what), model)
+
+
+@pytest.mark.parametrize("content", [{}, {"state_dict": {}}, {"state_dict": {"a": 1}}, {"epoch": 3}])
+def test_no_state(content: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="checkpoint: it holds no state_dict"):
+        state_of(content)

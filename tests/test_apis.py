@@ -1,0 +1,186 @@
+"""mmpretrain's names: its page's snippets with only the import changed, and what each function promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+from torchvision.transforms import functional as transforms
+
+from mnv3_fast.apis import ImageClassifier, inference_model, init_model
+from mnv3_fast.explanation import explain
+from mnv3_fast.models.variants import VARIANTS, build
+from mnv3_fast.testing.parity import randomize_
+from tests.checkpoints.test_checkpoints import mmpretrain_file
+
+NAME = "mobilenet-v3-small-050_8xb128_in1k"
+URL = (
+    "https://download.openmmlab.com/mmclassification/v0/mobilenet_v3/"
+    "mobilenet-v3-small-050_3rdparty_in1k_20221114-e0b86be1.pth"
+)
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as the page supposes it: demo/demo.JPEG, and the checkpoint already downloaded (ours: random)."""
+    hub = tmp_path / "hub" / "checkpoints"
+    hub.mkdir(parents=True)
+    mmpretrain_file(randomize_(build(VARIANTS[NAME]), 0), hub / URL.rsplit("/", 1)[1])
+    (tmp_path / "demo").mkdir()
+    Image.fromarray(data.cat()).save(tmp_path / "demo" / "demo.JPEG")
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_page_predicts_an_image(page: Path) -> None:
+    from mnv3_fast.apis import inference_model, init_model
+
+    model = init_model('configs/mobilenet_v3/mobilenet-v3-small-050_8xb128_in1k.py', 'https://download.openmmlab.com/mmclassification/v0/mobilenet_v3/mobilenet-v3-small-050_3rdparty_in1k_20221114-e0b86be1.pth')  # fmt: skip
+    predict = inference_model(model, 'demo/demo.JPEG')  # fmt: skip
+    assert predict['pred_class'] == f"name {predict['pred_label']}"  # fmt: skip
+    assert 0 < predict['pred_score'] <= 1  # fmt: skip
+
+
+def test_the_page_uses_a_model(page: Path) -> None:
+    import torch
+
+    from mnv3_fast.apis import init_model
+
+    model = init_model('configs/mobilenet_v3/mobilenet-v3-small-050_8xb128_in1k.py', 'https://download.openmmlab.com/mmclassification/v0/mobilenet_v3/mobilenet-v3-small-050_3rdparty_in1k_20221114-e0b86be1.pth')  # fmt: skip
+    inputs = torch.rand(1, 3, 224, 224).to(model.data_preprocessor.device)
+    out = model(inputs)
+    assert out.shape == torch.Size([1, 1000])
+    outs = model.extract_feat(inputs)
+    assert outs[0].shape == torch.Size([1, 288])
+
+
+@pytest.fixture(scope="module")
+def classifier() -> ImageClassifier:
+    model = init_model(NAME)
+    randomize_(model.network, 1)
+    return model
+
+
+def reference(model: ImageClassifier, photo: Image.Image) -> torch.Tensor:
+    """What torchvision's own functions make of a photo, in float64."""
+    photo = transforms.resize(photo, [256], interpolation=transforms.InterpolationMode.BICUBIC)
+    x = transforms.pil_to_tensor(transforms.center_crop(photo, [224])).double()
+    how = model.variant.preprocessing
+    x = (x - torch.tensor(how.mean).double().view(3, 1, 1)) / torch.tensor(how.std).double().view(3, 1, 1)
+    network = build(model.variant).eval()
+    network.load_state_dict(model.network.state_dict())
+    with torch.no_grad():
+        return network.double()(x[None]).softmax(1)[0]
+
+
+@pytest.mark.parametrize("kind", ["path", "PIL", "array", "gray array", "RGBA file"])
+def test_inference_model(kind: str, classifier: ImageClassifier, tmp_path: Path) -> None:
+    photo = Image.fromarray(data.astronaut())
+    image: Any = photo
+    if kind == "path":
+        photo.save(tmp_path / "photo.png")
+        image = tmp_path / "photo.png"
+    elif kind == "array":
+        image = np.asarray(photo)[:, :, ::-1]  # BGR, as OpenCV reads
+    elif kind == "gray array":
+        image = np.asarray(photo.convert("L"))
+        photo = photo.convert("L").convert("RGB")
+    elif kind == "RGBA file":
+        photo.convert("RGBA").save(tmp_path / "photo.png")
+        image = str(tmp_path / "photo.png")
+    expected = reference(classifier, photo)
+    found = inference_model(classifier, image)
+    assert set(found) == {"pred_scores", "pred_label", "pred_score", "pred_class"}
+    assert isinstance(found["pred_scores"], np.ndarray)
+    assert found["pred_scores"].shape == (1000,)
+    assert found["pred_scores"].dtype == np.float32
+    np.testing.assert_allclose(found["pred_scores"], expected.numpy(), rtol=2e-4, atol=1e-8)
+    assert found["pred_label"] == int(expected.argmax())
+    assert found["pred_score"] == found["pred_scores"].max()
+    assert found["pred_class"] == classifier.classes[found["pred_label"]]
+
+
+def test_another_image_or_channel_order_would_show(classifier: ImageClassifier) -> None:
+    scores = inference_model(classifier, data.astronaut())["pred_scores"]  # RGB taken for BGR
+    assert not np.allclose(scores, reference(classifier, Image.fromarray(data.astronaut())).numpy(), rtol=0.05)
+
+
+def test_classes_are_imagenets() -> None:
+    model = init_model("mobilenet-v3-large_8xb128_in1k")
+    assert model.classes[0] == "tench"
+    assert model.classes[281] == "tabby"
+    assert len(model.classes) == 1000
+
+
+@pytest.mark.parametrize(
+    ("stage", "shape"), [("backbone", (2, 288, 7, 7)), ("neck", (2, 288)), ("pre_logits", (2, 1024))]
+)
+def test_extract_feat(stage: str, shape: tuple[int, ...], classifier: ImageClassifier) -> None:
+    x = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        (found,) = classifier.extract_feat(x, stage=stage)
+        assert tuple(found.shape) == shape
+        features = build(classifier.variant).eval()
+        features.load_state_dict(classifier.network.state_dict())
+        expected = features.features(x)
+        if stage != "backbone":
+            expected = expected.mean((2, 3))
+        if stage == "pre_logits":
+            expected = features.classifier[:-1](expected)
+            torch.testing.assert_close(classifier.head[-1](found), classifier(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_runs_fused(classifier: ImageClassifier) -> None:
+    assert not explain(classifier, torch.zeros(1, 3, 224, 224)).fallbacks
+    assert not classifier.training
+
+
+@pytest.mark.parametrize("config", [NAME, f"configs/mobilenet_v3/{NAME}.py", Path("a") / f"{NAME}.py", f"x\\{NAME}.py"])
+def test_names_of_configs(config: Any) -> None:
+    assert init_model(config).variant is VARIANTS[NAME]
+
+
+def test_cifar() -> None:
+    model = init_model("mobilenet-v3-small_8xb16_cifar10")
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert inference_model(model, data.astronaut())["pred_class"] in model.classes
+    assert model.classes[3] == "cat"
+
+
+def test_bad_input(classifier: ImageClassifier, tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no image")
+    for call, kind, message in (
+        (lambda: init_model(3), TypeError, "init_model: config must be a name or a path, got int"),
+        (lambda: init_model("resnet18.py"), ValueError, "unknown model 'resnet18'; there are mobilenet-v3-small-050"),
+        (lambda: init_model(NAME, tmp_path / "none.pth"), FileNotFoundError, "checkpoint: there is no file"),
+        (lambda: inference_model(torch.nn.Identity(), "a.jpg"), TypeError, "model must come from init_model"),
+        (lambda: inference_model(classifier, tmp_path / "none.jpg"), ValueError, "none.jpg: there is no such file"),
+        (
+            lambda: inference_model(classifier, tmp_path / "text.jpg"),
+            ValueError,
+            "text.jpg: no image that PIL can read",
+        ),
+        (
+            lambda: inference_model(classifier, 3),
+            TypeError,
+            "image must be a path, a PIL image or a NumPy array, got int",
+        ),
+        (lambda: inference_model(classifier, np.zeros((4, 4, 4), np.uint8)), ValueError, r"got uint8 \[4, 4, 4\]"),
+        (lambda: inference_model(classifier, np.zeros((4, 4, 3))), ValueError, r"got float64 \[4, 4, 3\]"),
+        (lambda: inference_model(classifier, np.zeros((0, 4, 3), np.uint8)), ValueError, "at least one pixel"),
+        (lambda: classifier(torch.zeros(1, 3, 8, 8), mode="loss"), ValueError, "mode must be 'tensor', got 'loss'"),
+        (
+            lambda: classifier.extract_feat(torch.zeros(1, 3, 8, 8), "head"),
+            ValueError,
+            "one of backbone, neck, pre_logits",
+        ),
+    ):
+        with pytest.raises(kind, match=message):
+            call()
