@@ -44,7 +44,7 @@ test-isa: setup
 	@test -n "$(ISAS)" || { echo "test-isa: there are no compiled kernels to test" >&2; exit 1; }
 	for isa in $(ISAS); do \
 	  echo "MNV3_FAST_ISA=$$isa"; \
-	  MNV3_FAST_ISA=$$isa $(V)/python -m pytest -q tests/ops tests/engine tests/models/test_parity.py tests/models/test_determinism.py \
+	  MNV3_FAST_ISA=$$isa $(V)/python -m pytest -q tests/ops tests/engine tests/models/test_parity.py tests/contract/test_determinism.py \
 	    tests/package/test_instruction_sets.py || exit 1; \
 	done
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +20,16 @@ from mnv3_fast.nn.base import Fused, FusedEnd, FusedStem
 from mnv3_fast.nn.conditions import environment_reason
 from mnv3_fast.ops.elements import output_size
 
+CALLS = 25  # of each module, for its time
+
 
 @dataclass(frozen=True)
 class Row:
     """One module or one layer of an engine.
 
-    ``kernel`` is the op that runs it ("torch" where it falls back), ``macs`` the multiply-adds for the given input.
+    ``kernel`` is the op that runs it ("torch" where it falls back), ``macs`` the multiply-adds for the given input,
+    ``milliseconds`` what a call takes in inference with warm caches, ``overhead_us`` the microseconds of it that are
+    not the kernel's: the call, and the look whether anything has changed.
     """
 
     path: str
@@ -32,6 +38,8 @@ class Row:
     instruction_set: str | None
     reason: str | None
     macs: int | None
+    milliseconds: float | None = None
+    overhead_us: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,8 @@ class Explanation:
         for row in self.rows:
             work = "" if row.macs is None else f"{row.macs / 1e6:9.2f} MMAC"
             state = f"{row.kernel} ({row.instruction_set})" if row.reason is None else f"torch: {row.reason}"
+            if row.milliseconds is not None:
+                state += f", {row.milliseconds:.3f} ms, {row.overhead_us:.0f} us of it beside the kernel"
             lines.append(f"{row.path:<28} {row.kind:<24} {work:<16} {state}")
         lines.append(f"{self.fused} on fused kernels, {len(self.fallbacks)} on torch")
         return "\n".join(lines)
@@ -65,8 +75,9 @@ def explain(model: nn.Module, input: Tensor | None = None) -> Explanation:
 
     Args:
         model: an accelerated model, an engine, or a model with engines inside. It is left as it is.
-        input: an input of the model; with it the rows have multiply-adds and the reasons take it into account. The rows
-            say what runs in inference; with gradients the classifier of an accelerated model is torch's.
+        input: an input of the model; with it the rows have multiply-adds and times, and the reasons take it into
+            account. The rows say what runs in inference; with gradients the classifier of an accelerated model is
+            torch's.
 
     Raises:
         TypeError: if ``model`` is no nn.Module.
@@ -130,7 +141,26 @@ def _module_row(path: str, kind: str, module: Fused | FusedStem, reason: str | N
     macs = None if x is None else _macs(description, x.shape)
     if reason is not None:
         return Row(path, kind, "torch", None, reason, macs)
-    return Row(path, kind, _kernel_name(description), _library.instruction_set(), None, macs)
+    milliseconds, overhead = (None, None) if x is None or isinstance(module, FusedStem) else _measured(module, x)
+    return Row(path, kind, _kernel_name(description), _library.instruction_set(), None, macs, milliseconds, overhead)
+
+
+@torch.no_grad()
+def _measured(module: nn.Module, x: Tensor) -> tuple[float | None, float | None]:
+    """Milliseconds of a call, and microseconds of it outside of the kernel: medians of many."""
+    last_seconds = _library.extension().last_seconds
+    module.forward(x)  # packs the weights; past the hooks, which are not ours to call
+    fusion = module.__dict__.get("_fusion")
+    if fusion is None or not fusion.has_plan():
+        return None, None  # a lone depthwise convolution or squeeze-excite: no plan
+    totals, outside = [], []
+    for _ in range(CALLS):
+        start = time.perf_counter()
+        module.forward(x)
+        total = time.perf_counter() - start
+        totals.append(total)
+        outside.append(total - last_seconds())
+    return statistics.median(totals) * 1e3, statistics.median(outside) * 1e6
 
 
 def _end_row(path: str, module: FusedEnd, x: Tensor | None) -> Row:

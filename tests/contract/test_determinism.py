@@ -1,4 +1,4 @@
-"""The same result every time: from run to run, for any number of threads, at any position in a batch."""
+"""Row "determinism" (promise 3), the same result every time: from run to run, for any number of threads, at any position in a batch."""
 
 from __future__ import annotations
 
@@ -132,3 +132,17 @@ def test_python_threads() -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+@torch.no_grad()
+def test_torchs_deterministic_mode() -> None:
+    model = cached_parity_model("small")
+    x = testing.parity_images(2, 64)
+    for way in WAYS.values():
+        run = way(model)
+        expected = run(x)
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert torch.equal(run(x), expected)
+        finally:
+            torch.use_deterministic_algorithms(False)

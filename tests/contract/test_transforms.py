@@ -1,4 +1,4 @@
-"""torch.compile, torch.export, jit, FX, vmap: graphs hold our ops, or are the stock ones."""
+"""Row "transforms": graphs of torch.compile and torch.export hold our ops; script and FX give the stock graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 import mnv3_fast
 from mnv3_fast import testing
-from tests.models.common import cached_parity_model
+from tests.models.common import cached_parity_model, count_ops
 
 X = testing.parity_images(2, 64, seed=1)
 DYNAMIC = ({0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO},)
@@ -148,11 +148,70 @@ def test_own_net_of_fused_modules() -> None:
         assert testing.relative_error(a, b) <= 1e-4
 
 
-@pytest.mark.slow
+SLOW = pytest.mark.slow
+COMPILE_OPTIONS = [
+    {},
+    pytest.param({"dynamic": True}, marks=SLOW),
+    pytest.param({"mode": "reduce-overhead"}, marks=SLOW),
+    pytest.param({"mode": "max-autotune"}, marks=SLOW),
+    pytest.param({"mode": "max-autotune-no-cudagraphs"}, marks=SLOW),
+]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{"dynamic": True}, {"mode": "reduce-overhead"}])
-def test_compile_options(options: dict) -> None:
-    model = cached_parity_model("small")
+@pytest.mark.parametrize("options", COMPILE_OPTIONS, ids=str)
+def test_compiled_graphs_hold_our_ops(options: dict) -> None:
+    """Counted as they run: eleven blocks, stem and last convolution; no convolution or norm of torch's."""
+    model = copy.deepcopy(cached_parity_model("small"))
+    torch._dynamo.reset()
     compiled = torch.compile(mnv3_fast.accelerate(model), fullgraph=True, **options)
     for x in (X, testing.parity_images(3, 96)):
         assert testing.relative_error(compiled(x), model(x)) <= testing.NET_LIMIT
+        counts = count_ops(lambda x=x: compiled(x))
+        assert counts["mnv3_fast::inverted_residual"] == 11
+        assert counts["mnv3_fast::stem_conv"] == counts["mnv3_fast::pointwise_conv"] == 1
+        assert not [name for name in counts if "convolution" in name or "batch_norm" in name]
+    for step in range(2):
+        model.features[3].block[0][0].weight.mul_(1.3)
+        model.features[5].block[1][1].running_mean.add_(0.2)
+        model.features[0][0].weight.data.mul_(1.1)
+        model.classifier[3].bias.add_(step + 1)
+        assert testing.relative_error(compiled(X), model(X)) <= testing.NET_LIMIT
+
+
+@torch.no_grad()
+def test_an_exported_program_takes_an_update() -> None:
+    """A new state loaded into the program's module takes effect, as its graph holds the original tensors."""
+    model = cached_parity_model("small")
+    module = torch.export.export(mnv3_fast.accelerate(model), (X,)).module()
+    before = module(X)
+    other = cached_parity_model("small", 9)
+    module.load_state_dict(other.state_dict())
+    assert not torch.equal(module(X), before)
+    assert testing.relative_error(module(X), other(X)) <= testing.NET_LIMIT
+
+
+@torch.no_grad()
+def test_scripted_models_can_be_saved_and_frozen(tmp_path: Path) -> None:
+    model = cached_parity_model("small")
+    scripted = torch.jit.script(mnv3_fast.accelerate(model))
+    torch.jit.save(scripted, tmp_path / "model.pt")
+    loaded = torch.jit.load(tmp_path / "model.pt")
+    assert testing.relative_error(loaded(X), model(X)) <= testing.NET_LIMIT
+    frozen = torch.jit.optimize_for_inference(torch.jit.freeze(scripted.eval()))
+    assert testing.relative_error(frozen(X), model(X)) <= testing.NET_LIMIT
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("net", ["large", "small"])
+def test_feature_extractors_and_node_names_are_torchvisions(net: str) -> None:
+    model = cached_parity_model(net)
+    accelerated = mnv3_fast.accelerate(model)
+    names = get_graph_node_names(model)
+    assert get_graph_node_names(accelerated) == names
+    assert len(names[1]) == (71 if net == "large" else 56)
+    nodes = ["features.1", "features.4.block.1", "features.12", "flatten", "classifier.0"]
+    ours, theirs = (create_feature_extractor(m, nodes)(X) for m in (accelerated, model))
+    assert list(ours) == list(theirs)
+    for key, value in ours.items():
+        assert testing.relative_error(value, theirs[key]) <= testing.NET_LIMIT, key
