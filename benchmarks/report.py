@@ -18,7 +18,9 @@ def read(paths: list[Path]) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for path in paths:
         for entry in json.loads(path.read_text())["benchmarks"]:
-            groups.setdefault(entry["group"], []).append(entry["extra_info"])
+            facts = entry["extra_info"]
+            allocator = "" if facts["malloc"] == "default" else f", malloc {facts['malloc']}"
+            groups.setdefault(entry["group"] + allocator, []).append(facts)
     return groups
 
 

@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
 import mnv3_fast
-from mnv3_fast.cli import bench, demo, info, verify
+from mnv3_fast.cli import bench, demo, info, predict, verify
+from mnv3_fast.cli.common import INTERRUPTED, errors
+
+
+def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb that ends with status 130 on Ctrl-C, whatever version of typer calls it."""
+
+    @functools.wraps(verb)
+    def run(*args: Any, **keywords: Any) -> None:
+        try:
+            verb(*args, **keywords)
+        except KeyboardInterrupt:
+            errors.print("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
+
 
 app = typer.Typer(
     name="mnv3-fast",
     help="MobileNetV3 at hardware speed, checked for equality and speed against torchvision.",
+    epilog=(
+        "Status: 0 fine, 1 a result is not as it should be, 2 bad arguments or input, 3 output could not be written, "
+        "130 after Ctrl-C."
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command("info")(info.info)
-app.command("verify")(verify.verify)
-app.command("bench")(bench.bench)
-app.command("demo")(demo.demo)
+for _verb in (info, predict, verify, bench, demo):
+    _name = _verb.__name__.rpartition(".")[2]
+    app.command(_name, epilog=_verb.EPILOG)(interruptible(getattr(_verb, _name)))
 
 
 @app.callback(invoke_without_command=True)
@@ -32,7 +56,22 @@ def _version(
 
 def main() -> None:
     """Entry point of the ``mnv3-fast`` script."""
-    app()
+    for stream in (sys.stdout, sys.stderr):  # names of files that are no UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape" if stream is sys.stdout else "backslashreplace")
+    try:
+        app()
+    except SystemExit as end:
+        _give_up_stdout()
+        raise end from None
+
+
+def _give_up_stdout() -> None:
+    """What could not be written to stdout must not be tried again when Python ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

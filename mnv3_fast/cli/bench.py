@@ -12,7 +12,31 @@ import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
-from mnv3_fast.cli.common import NETS, check_choices, check_positive, console, fail, machine_line, write_json
+from mnv3_fast.cli.common import (
+    MISS,
+    NETS,
+    check_choices,
+    check_output,
+    check_positive,
+    console,
+    fail,
+    machine_line,
+    print_json,
+    show,
+    write_json,
+    writing,
+)
+
+EPILOG = """Examples:
+
+mnv3-fast bench
+
+mnv3-fast bench --net large --batch 1 --batch 8 --threads 1 --threads 2 --compiled
+
+mnv3-fast bench --seconds 1 --json
+
+Ends with status 0; 1 if a result is wrong (then there are no numbers); 2 for bad arguments; 3 if the report cannot be
+written."""
 
 
 def bench(
@@ -23,6 +47,7 @@ def bench(
     seconds: Annotated[float, typer.Option(help="time for each interleaved run")] = 6.0,
     compiled: Annotated[bool, typer.Option(help="also torch.compile with freezing (compiles for about 30 s)")] = False,
     output: Annotated[Path, typer.Option(help="folder for the report")] = Path("mnv3-fast-bench"),
+    json: Annotated[bool, typer.Option("--json", help="print the report as JSON, too")] = False,
 ) -> None:
     """Time networks, batches, threads and sizes; write JSON, CSV and a plot. No number stands on a wrong result."""
     check_choices("--net", net, NETS)
@@ -32,6 +57,7 @@ def bench(
         fail(f"--seconds must be greater than 0, got {seconds}")
     from mnv3_fast.testing.measure import machine_facts
 
+    check_output(output)
     rows = [
         row
         for name in net
@@ -42,14 +68,18 @@ def bench(
     ]
     facts = machine_facts()
     write_json(output / "bench.json", {"machine": facts, "rows": rows})
-    with (output / "bench.csv").open("w", newline="") as file:
+    with writing(output / "bench.csv"), (output / "bench.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+    with writing(output / "bench.png"):
+        plot = _plot(rows, output / "bench.png")
+    if json:
+        print_json({"machine": facts, "rows": rows})
+        return
     for table in tables_of(rows):
-        console.print(table)
+        show(table)
     console.print(machine_line(facts))
-    plot = _plot(rows, output / "bench.png")
     console.print(
         f"report: {output}/bench.json, bench.csv{', bench.png' if plot else ' (no plot: matplotlib is missing)'}"
     )
@@ -70,7 +100,7 @@ def measure(net: str, batch: int, threads: int, size: int, seconds: float, compi
         errors = {name: relative_error(run(), expected) for name, run in runs.items()}
         wrong = {name: error for name, error in errors.items() if not error <= NET_LIMIT}
         if wrong:
-            raise RuntimeError(f"bench: no number on a wrong result: {wrong}")
+            fail(f"bench: no number on a wrong result: {wrong}", MISS)
         peak = fma_peak()
         timings = interleave(runs, seconds)
     macs = batch * network_macs(net, size)

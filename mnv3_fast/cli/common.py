@@ -1,23 +1,31 @@
-"""What the verbs share."""
+"""What the verbs share: where they print, how they refuse, how they write."""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 console = Console()
+errors = Console(stderr=True)
 
 NETS = ("large", "small")
+OK, MISS, BAD_INPUT, NOT_WRITTEN, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit statuses: fine; a result is not as it should be; bad arguments or input; output not written; Ctrl-C."""
 
 
-def fail(message: str) -> None:
-    """Say what is wrong and end with status 2."""
-    Console(stderr=True).print(f"[red]mnv3-fast:[/red] {message}")
-    raise typer.Exit(2)
+def fail(message: str, status: int = BAD_INPUT) -> NoReturn:
+    """Say what is wrong and end."""
+    errors.print(Text.assemble(("mnv3-fast: ", "red"), message), soft_wrap=True)
+    raise typer.Exit(status)
 
 
 def check_choices(option: str, values: list[str], choices: tuple[str, ...]) -> None:
@@ -34,10 +42,50 @@ def check_positive(option: str, values: list[int]) -> None:
             fail(f"{option} must be at least 1, got {value}")
 
 
+def show(table: Table) -> None:
+    """A table for the terminal; through a pipe its title, heads and rows as plain lines, cells apart by tabs."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    columns = [list(column.cells) for column in table.columns]
+    lines = [str(table.title)] if table.title else []
+    if table.show_header:
+        lines.append("\t".join(str(column.header).replace("\n", " ") for column in table.columns))
+    lines += ["\t".join(Text.from_markup(str(cell)).plain for cell in row) for row in zip(*columns, strict=True)]
+    lines += [str(table.caption)] if table.caption else []
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def print_json(value: Any) -> None:
+    """What ``--json`` prints, and nothing else goes to stdout then."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Around what writes a file: a full disk, a folder that may not be written and the like end with status 3."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        fail(f"{path} cannot be written: {error.strerror or error}", NOT_WRITTEN)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a report, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def check_output(folder: Path) -> None:
+    """Make the folder of a report before the work for it begins, and see that it can be written."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".mnv3-fast"
+        probe.write_bytes(b"")
+        probe.unlink()
 
 
 def machine_line(facts: dict[str, Any]) -> str:

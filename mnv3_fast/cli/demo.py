@@ -11,7 +11,27 @@ from rich.box import SIMPLE
 from rich.table import Table
 from torch import Tensor, nn
 
-from mnv3_fast.cli.common import NETS, console, fail, machine_line, write_json
+from mnv3_fast.cli.common import (
+    NETS,
+    check_output,
+    check_positive,
+    console,
+    errors,
+    fail,
+    machine_line,
+    print_json,
+    show,
+    write_json,
+)
+
+EPILOG = """Examples:
+
+mnv3-fast demo
+
+mnv3-fast demo cat.jpg dog.jpg --weights DEFAULT
+
+Ends with status 0; 2 for bad arguments, an unreadable photo or weights that cannot be had; 3 if the report cannot be
+written."""
 
 PHOTOS = ("astronaut", "cat", "coffee")  # real photos that lie inside the scikit-image package itself
 
@@ -22,14 +42,17 @@ def demo(
     seconds: Annotated[float, typer.Option(help="time for each interleaved run")] = 5.0,
     threads: Annotated[int, typer.Option(help="intra-op threads")] = 1,
     output: Annotated[Path, typer.Option(help="folder for the report")] = Path("mnv3-fast-demo"),
+    json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
     """Run large and small on real photos: torchvision eager, channels_last, BN-folded, accelerated, frozen."""
-    if threads < 1 or not seconds > 0:
-        fail("--threads must be at least 1 and --seconds greater than 0")
+    check_positive("--threads", [threads])
+    if not seconds > 0:
+        fail(f"--seconds must be greater than 0, got {seconds}")
     images, source = load_photos(photos)
+    check_output(output)
     from mnv3_fast.testing.measure import machine_facts
 
-    console.print(f"{len(images)} photos: {source}")
+    (errors if json else console).print(f"{len(images)} photos: {source}", markup=False)
     rows: list[dict[str, Any]] = []
     classes: list[dict[str, Any]] = []
     for net in NETS:
@@ -39,31 +62,34 @@ def demo(
             rows += compare(net, model, x.repeat(8, 1, 1, 1)[:batch], x, seconds, threads)
         if categories:
             classes += name_classes(net, model, x, categories)
+    facts = machine_facts() | {"threads": threads}
+    report = {"machine": facts, "photos": source, "rows": rows, "classes": classes}
+    write_json(output / "demo.json", report)
+    if json:
+        print_json(report)
+        return
     if weights is None:
         console.print(
             "weights: seeded random parity weights, so classes mean nothing; --weights DEFAULT downloads trained ones"
         )
-    console.print(table_of(rows))
+    show(table_of(rows))
     for row in classes:
         console.print(f"{row['net']}, photo {row['photo']}: {row['class']} ({row['probability']:.0%})")
-    facts = machine_facts() | {"threads": threads}
     console.print(machine_line(facts))
-    write_json(output / "demo.json", {"machine": facts, "photos": source, "rows": rows, "classes": classes})
-    console.print(f"report: {output}/demo.json")
+    console.print(f"report: {output}/demo.json", markup=False)
 
 
 def load_photos(paths: list[Path] | None) -> tuple[list[Any], str]:
     """The user's files, or the photos that scikit-image brings, as PIL images."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
+
+    from mnv3_fast.models.preprocessing import BadImage, open_image
 
     if paths:
-        loaded = []
-        for path in paths:
-            try:
-                loaded.append(Image.open(path).convert("RGB"))
-            except (OSError, UnidentifiedImageError) as error:
-                fail(f"{path} cannot be read as an image: {error}")
-        return loaded, ", ".join(str(path) for path in paths)
+        try:
+            return [open_image(path) for path in paths], ", ".join(str(path) for path in paths)
+        except BadImage as error:
+            fail(f"not an image that can be read: {error}")
     try:
         from skimage import data
     except ImportError:
