@@ -12,7 +12,7 @@ MNV3_EXPORT const char* mnv3_fast_instruction_set();
 MNV3_EXPORT bool mnv3_fast_set_instruction_set(const char* name);
 MNV3_EXPORT const char* mnv3_fast_take_variant(const char* op);  // null: no such op
 MNV3_EXPORT double mnv3_fast_fma_peak(double seconds);           // GMAC/s of one core
-MNV3_EXPORT double mnv3_fast_last_seconds();                     // of this thread's last run_plan, the kernels alone
+MNV3_EXPORT int64_t mnv3_fast_last_run(double* seconds);  // how many this thread has run; the kernels' time of the last
 MNV3_EXPORT bool mnv3_fast_watch_unchanged(const void* watch);
 MNV3_EXPORT void mnv3_fast_watch_delete(void* watch);
 MNV3_EXPORT void mnv3_fast_prefer_huge_pages(void* data, std::size_t bytes);

@@ -68,16 +68,24 @@ uint64_t hash_floats(const float* floats, int64_t count) {
 
 int64_t sample(int64_t count, int64_t j) { return j * (count - 1) / (kSamples - 1); }
 
+// Vectors are short and samples lie far apart: both are fetched side by side, some arrays ahead.
+constexpr std::size_t kAhead = 4;
+void fetch(const Array& a) {
+  if (a.count > kWhole) {
+    for (int64_t j = 0; j < kSamples; j++) __builtin_prefetch(a.data + sample(a.count, j));
+  } else {
+    for (int64_t j = 0; j < a.count; j += 16) __builtin_prefetch(a.data + j);
+  }
+}
+
 }  // namespace
 
 uint64_t fingerprint(const std::vector<Array>& arrays) {
-  // The samples lie far apart: they are fetched side by side, while the vectors are hashed.
-  for (const Array& a : arrays) {
-    if (a.count <= kWhole) continue;
-    for (int64_t j = 0; j < kSamples; j++) __builtin_prefetch(a.data + sample(a.count, j));
-  }
   uint64_t hash = arrays.size();
-  for (const Array& a : arrays) {
+  for (std::size_t i = 0; i < kAhead && i < arrays.size(); i++) fetch(arrays[i]);
+  for (std::size_t i = 0; i < arrays.size(); i++) {
+    if (i + kAhead < arrays.size()) fetch(arrays[i + kAhead]);
+    const Array& a = arrays[i];
     if (a.count <= kWhole) {
       hash = mixed(hash, hash_floats(a.data, a.count));
       continue;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "api.h"
@@ -48,8 +49,14 @@ PYBIND11_MODULE(_C, m) {
       py::arg("op"), "The instruction set of the code that ran last for an op, '' if none has since this was asked.");
   m.def("fma_peak", &mnv3_fast_fma_peak, py::arg("seconds") = 0.2, py::call_guard<py::gil_scoped_release>(),
         "Multiply-adds a second of one core with the instruction set in use, in 1e9: the best of `seconds` of trying.");
-  m.def("last_seconds", &mnv3_fast_last_seconds,
-        "Seconds that the kernels of this thread's last run_plan took, without the call.");
+  m.def(
+      "last_run",
+      [] {
+        double seconds = 0;
+        const int64_t runs = mnv3_fast_last_run(&seconds);
+        return std::make_pair(runs, seconds);
+      },
+      "How many plans this thread has run, and the seconds that the kernels of the last one took, without the call.");
   m.def(
       "prefer_huge_pages",
       [](std::uintptr_t data, std::size_t bytes) { mnv3_fast_prefer_huge_pages(reinterpret_cast<void*>(data), bytes); },

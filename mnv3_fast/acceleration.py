@@ -11,6 +11,7 @@ from torch import nn
 from mnv3_fast.models.description import Unsupported, stock_class
 from mnv3_fast.nn import containers, torchvision_blocks
 from mnv3_fast.nn.base import Fused, Packed
+from mnv3_fast.nn.fusion import forget
 
 logger = logging.getLogger("mnv3_fast")
 
@@ -120,7 +121,7 @@ def restore(model: nn.Module) -> nn.Module:
         if isinstance(module, Packed):
             module.refresh()
         if stock_class(type(module)) is not type(module):
-            module.__dict__.pop("_fusion", None)
+            forget(module)
             module.__class__ = stock_class(type(module))
     return model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from mnv3_fast.acceleration import share, swaps_for, unsupported_reason
 from mnv3_fast.engine.freeze import Engine
 from mnv3_fast.engine.plan import BLOCK, LINEAR, POINTWISE, POOL, STEM, Node, read_plan
 from mnv3_fast.models.description import BlockDescription, ConvLayer, SqueezeExciteLayer, Unsupported, kind_of_conv
-from mnv3_fast.nn.base import Fused, FusedEnd, FusedStem
+from mnv3_fast.nn.base import Fused, FusedNet, FusedStem, describe_whole
 from mnv3_fast.nn.conditions import environment_reason
 from mnv3_fast.ops.elements import output_size
 
@@ -44,9 +44,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The rows of a model, and how many of them run on our kernels."""
+    """The rows of a model, and how many of them run on our kernels.
+
+    ``networks`` are the networks that run as one plan in inference once nothing has changed for two calls, by their
+    paths, each with the microseconds of a call that are not the kernels' (None without an input).
+    """
 
     rows: list[Row]
+    networks: dict[str, float | None] = field(default_factory=dict)
 
     @property
     def fused(self) -> int:
@@ -67,6 +72,9 @@ class Explanation:
                 state += f", {row.milliseconds:.3f} ms, {row.overhead_us:.0f} us of it beside the kernel"
             lines.append(f"{row.path:<28} {row.kind:<24} {work:<16} {state}")
         lines.append(f"{self.fused} on fused kernels, {len(self.fallbacks)} on torch")
+        for path, overhead in self.networks.items():
+            cost = "" if overhead is None else f", {overhead:.0f} us of a call beside the kernels"
+            lines.append(f"{path or 'the network'}: one plan in inference{cost}")
         return "\n".join(lines)
 
 
@@ -85,7 +93,13 @@ def explain(model: nn.Module, input: Tensor | None = None) -> Explanation:
     if not isinstance(model, nn.Module):
         raise TypeError(f"explain: model must be an nn.Module, got {type(model).__name__}")
     swaps, _ = swaps_for(model)
-    return Explanation(list(_rows(model, "", swaps, _inputs(model, input))))
+    inputs = _inputs(model, input)
+    networks = {
+        path: _measured(module, inputs.get(path))[1]
+        for path, module in model.named_modules()
+        if isinstance(module, FusedNet) and not isinstance(describe_whole(module), str)
+    }
+    return Explanation(list(_rows(model, "", swaps, inputs)), networks)
 
 
 def _rows(module: nn.Module, path: str, swaps: dict[type, type[Fused]], inputs: dict[str, Tensor]) -> Iterator[Row]:
@@ -105,7 +119,7 @@ def _rows(module: nn.Module, path: str, swaps: dict[type, type[Fused]], inputs: 
     for name, child in module._modules.items():
         if child is not None:
             yield from _rows(child, f"{path}.{name}".lstrip("."), swaps, inputs)
-    if isinstance(module, FusedEnd):
+    if isinstance(module, FusedNet):
         yield _end_row(f"{path}.classifier".lstrip("."), module, x)
 
 
@@ -118,7 +132,7 @@ def _inputs(model: nn.Module, input: Any) -> dict[str, Tensor]:
     seen: dict[str, Tensor] = {}
     handles = []
     for path, module in running.named_modules():
-        if isinstance(module, (Fused, FusedEnd, FusedStem, Engine)):
+        if isinstance(module, (Fused, FusedNet, FusedStem, Engine)):
 
             def look(_: nn.Module, args: tuple, keywords: dict, path: str = path) -> None:
                 seen[path] = args[0] if args else next(iter(keywords.values()))
@@ -141,29 +155,33 @@ def _module_row(path: str, kind: str, module: Fused | FusedStem, reason: str | N
     macs = None if x is None else _macs(description, x.shape)
     if reason is not None:
         return Row(path, kind, "torch", None, reason, macs)
-    milliseconds, overhead = (None, None) if x is None or isinstance(module, FusedStem) else _measured(module, x)
+    milliseconds, overhead = (None, None) if isinstance(module, FusedStem) else _measured(module, x)
     return Row(path, kind, _kernel_name(description), _library.instruction_set(), None, macs, milliseconds, overhead)
 
 
 @torch.no_grad()
-def _measured(module: nn.Module, x: Tensor) -> tuple[float | None, float | None]:
-    """Milliseconds of a call, and microseconds of it outside of the kernel: medians of many."""
-    last_seconds = _library.extension().last_seconds
-    module.forward(x)  # packs the weights; past the hooks, which are not ours to call
-    fusion = module.__dict__.get("_fusion")
-    if fusion is None or not fusion.has_plan():
-        return None, None  # a lone depthwise convolution or squeeze-excite: no plan
+def _measured(module: nn.Module, x: Tensor | None) -> tuple[float | None, float | None]:
+    """Milliseconds of a call, and microseconds of it outside of the kernel: medians of many, on a copy of the tree."""
+    if x is None or x.dtype is not torch.float32 or environment_reason() is not None:
+        return None, None
+    module = share(module).eval()
+    last_run = _library.extension().last_run
+    for _ in range(3):  # packs the weights, of a network the second time
+        module.forward(x)  # past its hooks, which are not ours to call
     totals, outside = [], []
     for _ in range(CALLS):
+        runs, _ = last_run()
         start = time.perf_counter()
         module.forward(x)
         total = time.perf_counter() - start
+        if last_run()[0] == runs:
+            return None, None  # a lone depthwise convolution or squeeze-excite: no plan
         totals.append(total)
-        outside.append(total - last_seconds())
+        outside.append(total - last_run()[1])
     return statistics.median(totals) * 1e3, statistics.median(outside) * 1e6
 
 
-def _end_row(path: str, module: FusedEnd, x: Tensor | None) -> Row:
+def _end_row(path: str, module: FusedNet, x: Tensor | None) -> Row:
     """The pool and the classifier; the convolution before them has a row of its own."""
     reason = module.fallback_reason(x)
     try:

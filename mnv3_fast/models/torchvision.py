@@ -160,8 +160,14 @@ def read_net(model: nn.Module) -> NetDescription | None:
         raise Unsupported("MobileNetV3.features is no chain of stem, blocks and tail")
     if not is_global_average(model.avgpool):
         raise Unsupported(f"MobileNetV3.avgpool is {model.avgpool}, expected AdaptiveAvgPool2d(1)")
-    head, rest = read_head(model.classifier)
+    head, rest = read_head(_classifier_of(model))
     return NetDescription(body.stem, body.blocks, body.tail, True, head, rest)
+
+
+def _classifier_of(model: nn.Module) -> nn.Module:
+    if not isinstance(model.classifier, nn.Module):
+        raise Unsupported(f"MobileNetV3.classifier is a {type(model.classifier).__name__}, not a module")
+    return model.classifier
 
 
 def read_end(model: nn.Module) -> NetDescription:
@@ -173,9 +179,7 @@ def read_end(model: nn.Module) -> NetDescription:
         raise Unsupported("MobileNetV3.features does not end with a 1x1 convolution block")
     if not is_global_average(model.avgpool):
         raise Unsupported(f"MobileNetV3.avgpool is {model.avgpool}, expected AdaptiveAvgPool2d(1)")
-    if not isinstance(model.classifier, nn.Module):
-        raise Unsupported(f"MobileNetV3.classifier is a {type(model.classifier).__name__}, not a module")
-    head, rest = read_head(model.classifier)
+    head, rest = read_head(_classifier_of(model))
     return NetDescription(None, (), tail, True, head, rest)
 
 
@@ -185,3 +189,9 @@ def end_modules(model: nn.Module) -> list[nn.Module]:
     _, rest = read_head(model.classifier)
     taken = [inside for module in modules[: len(modules) - len(rest)] for inside in module.modules()]
     return [model.features, *model.features[-1].modules(), model.avgpool, model.classifier, *taken]
+
+
+def net_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that :func:`read_net` describes, with the containers that hold them."""
+    rest = {id(inside) for module in read_head(model.classifier)[1] for inside in module.modules()}
+    return [module for module in model.modules() if module is not model and id(module) not in rest]

@@ -17,7 +17,9 @@ from mnv3_fast.nn.fusion import (
     Fusion,
     Inside,
     Reader,
+    WholeNet,
     describe,
+    forget,
     fusion_of,
     log_fallback,
     traced_description,
@@ -104,6 +106,11 @@ def reason_of(root: Any, x: Tensor | None, inside: Inside) -> str | None:
     return fusion if isinstance(fusion, str) else None
 
 
+def describe_whole(net: FusedNet) -> Fusion | str:
+    """What a network's one plan is made of, or why there is none."""
+    return describe(net, type(net)._net_reader, type(net)._net_modules)
+
+
 class Packed(nn.Module):
     """Mixin for what keeps packed weights."""
 
@@ -117,7 +124,7 @@ class Packed(nn.Module):
 
     def refresh(self) -> None:
         """Forget what was packed from this module's weights."""
-        self.__dict__.pop("_fusion", None)
+        forget(self)
         cache.drop(list(self.parameters()) + list(self.buffers()))
 
     def train(self, mode: bool = True) -> Any:
@@ -168,11 +175,44 @@ class FusedStem(Packed):
         return reason_of(self, x, type(self)._stem_modules)
 
 
-class FusedEnd(Packed):
-    """Mixin for a network whose last convolution, pool and classifier run as one op in inference.
+class FusedNet(Packed):
+    """Mixin for a network that runs as one op in inference, or its last convolution, pool and classifier as one.
 
-    Only a plain inference pass takes it: where something is to be differentiated or captured, each module runs.
+    Only a plain inference pass takes these: where something is to be differentiated or captured, each module runs.
     """
+
+    def _net_reader(self) -> NetDescription:
+        """The whole network."""
+        raise NotImplementedError
+
+    def _net_modules(self) -> list[nn.Module]:
+        raise NotImplementedError
+
+    def _fused_net(self, x: Tensor) -> Tensor | None:
+        """The network's output by one op and the modules after it, None if it must run part by part."""
+        if not self._is_inference(x):
+            return None
+        whole = self.__dict__.get("_whole")
+        if whole is None:
+            whole = self.__dict__["_whole"] = WholeNet()
+        found = whole.entry(self, type(self)._net_reader, type(self)._net_modules)
+        if found is None:
+            return None
+        entry, rest = found
+        y = run_entry(x, entry)
+        for module in rest:
+            y = module(y)
+        return y
+
+    def _is_inference(self, x: Tensor) -> bool:
+        return not (
+            torch.compiler.is_compiling()
+            or self.training
+            or torch.is_grad_enabled()
+            or not is_plain(x)
+            or transform_active()
+            or observed()
+        )
 
     def _reader(self) -> NetDescription:
         raise NotImplementedError
@@ -182,9 +222,7 @@ class FusedEnd(Packed):
 
     def _fused_end(self, x: Tensor) -> tuple[Callable[[Tensor], Tensor], tuple[nn.Module, ...]] | None:
         """The op, for the output of the blocks, and the modules after it; None if each module must run."""
-        if torch.compiler.is_compiling() or self.training or torch.is_grad_enabled() or not is_plain(x):
-            return None
-        if transform_active() or observed():
+        if not self._is_inference(x):
             return None
         fusion = self.__dict__.get("_fusion")
         entry = None if fusion is None else fusion.current(self)

@@ -10,6 +10,7 @@ from torchvision.models import _utils
 
 from mnv3_fast.models.description import STOCK, stock_class
 from mnv3_fast.nn.conditions import transform_active
+from mnv3_fast.nn.fusion import REMEMBERED
 
 
 def like_input(output: Any, input: Any) -> Any:
@@ -29,7 +30,7 @@ class StandIn(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
         original = stock_class(type(self))
         copy = original.__new__(original)
-        copy.__dict__.update({key: value for key, value in self.__dict__.items() if key != "_fusion"})
+        copy.__dict__.update({key: value for key, value in self.__dict__.items() if key not in REMEMBERED})
         return copy
 
 

@@ -43,6 +43,8 @@ logger = logging.getLogger("mnv3_fast")
 
 Reader = Callable[[nn.Module], Description]
 Inside = Callable[[nn.Module], Sequence[nn.Module]]
+REMEMBERED = ("_fusion", "_whole")
+"""What a fused module has in its dictionary beside the original's."""
 _CONTAINERS = (
     "_parameters",
     "_buffers",
@@ -64,9 +66,7 @@ class Fusion:
     def __init__(self, root: nn.Module, description: Description, inside: Sequence[nn.Module]) -> None:
         self.description = description
         self.arguments = description.flatten()[1:] if isinstance(description, BlockDescription) else None
-        self._packed: tuple[cache.Entry, Any] | None = (
-            None  # with the Watch of what it was packed from, always together
-        )
+        self._packed: tuple[cache.Entry, Any] | None = None  # with its tensors' Watch, always together
         _, norms, layers = parts_of(description)
         names = [pair for layer in layers for pair in tensor_names(layer)]
         self.sources = [source_of(owner, name) for owner, name in names if getattr(owner, name) is not None]
@@ -78,12 +78,14 @@ class Fusion:
         absent += [(module.__dict__, "forward") for module in inside]
         # Nothing here may hold the root or its dictionary, which holds this object: a cycle keeps dead models alive.
         own = [(name, root.__dict__[name]) for name in _OWN if name in root.__dict__]
-        same = [(m._modules, name, child) for m in (root, *inside) for name, child in m._modules.items()]
-        same += [(m.__dict__, name, m.__dict__[name]) for m in inside for name in _CONTAINERS]
-        same += [(m.__dict__, name, m.__dict__[name]) for m in inside for name in ATTRIBUTES if name in m.__dict__]
-        droppers = [module for module in inside if isinstance(module, nn.Dropout)]
-        moving = [norm for norm in norms if not isinstance(norm, FrozenBatchNorm2d)]
-        same += [(module.__dict__, "training", False) for module in (*moving, *droppers)]
+        eval_only = {id(norm) for norm in norms if not isinstance(norm, FrozenBatchNorm2d)}
+        eval_only |= {id(module) for module in inside if isinstance(module, nn.Dropout)}
+        same = [(root._modules, name, child) for name, child in root._modules.items()]
+        for m in inside:  # one module after the other, as its dictionaries lie in memory
+            watched = [*_CONTAINERS, *(name for name in ATTRIBUTES if name in m.__dict__)]
+            same += [(m.__dict__, name, m.__dict__[name]) for name in watched]
+            same += [(m.__dict__, "training", False)] if id(m) in eval_only else []
+            same += [(m._modules, name, child) for name, child in m._modules.items()]
         if root._modules.get("drop_path") is not None:
             same.append((root.drop_path.__dict__, "training", root.drop_path.training))
         self._own, self._same, self._absent = _flat(own), _flat(same), _flat(absent)
@@ -156,6 +158,7 @@ class Fusion:
         assert isinstance(description, NetDescription)
         arguments = [(layer.window(), layer.eps(), layer.activation) for layer in _convs_of(description)]
         arguments += [(layer.activation,) for layer in description.head]
+        arguments += [tuple(map(tuple, block.flatten()[1:])) for block in description.blocks]
         net = description
         return cache.find(tensors, (net.pooled, arguments), lambda: pack_net(net))
 
@@ -172,6 +175,66 @@ def _flat(rows: Iterable[tuple]) -> tuple:
 
 def _convs_of(description: NetDescription) -> list[ConvLayer]:
     return [layer for layer in (description.stem, description.tail) if layer is not None]
+
+
+class WholeNet:
+    """A network as one plan, for plain inference passes in which nothing has changed for a while.
+
+    A network whose weights or modules change from call to call is better off with a plan for each block: only those
+    that changed are packed again. So after a change, or where the whole cannot be one plan (a hook somewhere, a block
+    that runs on torch), some calls pass before it is tried again, up to 1024.
+    """
+
+    def __init__(self) -> None:
+        self._fusion: Fusion | None = None
+        self._patience = self._wait = 1
+
+    def entry(self, root: nn.Module, reader: Reader, inside: Inside) -> tuple[cache.Entry, Sequence[nn.Module]] | None:
+        """The plan and the modules after it; None if the network must run part by part."""
+        fusion = self._fusion
+        entry = None if fusion is None else fusion.current(root)
+        if fusion is not None and entry is not None:
+            self._patience = 1
+            return entry, fusion.description.rest
+        if fusion is None and self._wait > 0:
+            self._wait -= 1
+            return None
+        self._fusion = None
+        self._patience = self._wait = min(2 * self._patience, 1024)
+        if fusion is None:
+            return self._packed(root, reader, inside)
+        return None
+
+    def _packed(
+        self, root: nn.Module, reader: Reader, inside: Inside
+    ) -> tuple[cache.Entry, Sequence[nn.Module]] | None:
+        fusion = describe(root, reader, inside)
+        if isinstance(fusion, str):
+            return None
+        for module in inside(root):
+            module.__dict__.pop("_fusion", None)  # their plans would only take memory
+        root.__dict__.pop("_fusion", None)
+        tensors = [holder[name] for holder, name in fusion.sources]
+        cache.drop(tensors)
+        try:
+            entry = fusion.plan(tensors)
+        except (TypeError, ValueError, RuntimeError):
+            return None  # parts that do not fit each other; the one that does not will say so
+        assert entry is not None
+        self._fusion = fusion
+        return entry, fusion.description.rest
+
+    def __deepcopy__(self, memo: Any) -> None:
+        return None
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+
+def forget(module: nn.Module) -> None:
+    """Drop what is remembered of a module."""
+    for name in REMEMBERED:
+        module.__dict__.pop(name, None)
 
 
 def log_fallback(root: nn.Module, reason: str) -> None:

@@ -20,22 +20,33 @@ from mnv3_fast.models.description import (
 )
 
 Description = BlockDescription | ConvLayer | SqueezeExciteLayer | NetDescription
-ATTRIBUTES = ("stride", "padding", "dilation", "groups", "padding_mode", "eps", "output_size")
+ATTRIBUTES = (
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+    "eps",
+    "output_size",
+    "use_res_connect",
+    "has_skip",
+)
 PLAIN = (Tensor, nn.Parameter)
+
+
+def _layers_of(description: Description) -> list[Any]:
+    if isinstance(description, NetDescription):
+        layers = [layer for layer in (description.stem, description.tail) if layer is not None]
+        return [*layers, *(layer for block in description.blocks for layer in _layers_of(block)), *description.head]
+    if isinstance(description, BlockDescription):
+        squeeze = description.squeeze_excite
+        return [*description.layers(), *([] if squeeze is None else [squeeze])]
+    return [description]
 
 
 def parts_of(description: Description) -> tuple[list[Any], list[Any], list[Any]]:
     """The convolutions and linear layers, the norms and the layers of a description."""
-    layers: list[Any] = []
-    if isinstance(description, NetDescription):
-        layers += [layer for layer in (description.stem, description.tail) if layer is not None]
-        layers += description.head
-    elif isinstance(description, BlockDescription):
-        layers += description.layers()
-        if description.squeeze_excite is not None:
-            layers.append(description.squeeze_excite)
-    else:
-        layers.append(description)
+    layers = _layers_of(description)
     convs: list[Any] = []
     norms: list[Any] = []
     for layer in layers:

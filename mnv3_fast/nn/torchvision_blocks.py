@@ -9,8 +9,15 @@ from torchvision.models import mobilenetv3
 from torchvision.ops import misc
 
 from mnv3_fast.models import torchvision
-from mnv3_fast.models.description import STOCK, BlockDescription, ConvLayer, NetDescription, SqueezeExciteLayer
-from mnv3_fast.nn.base import Fused, FusedBlock, FusedConv, FusedEnd, checked_conv
+from mnv3_fast.models.description import (
+    STOCK,
+    BlockDescription,
+    ConvLayer,
+    NetDescription,
+    SqueezeExciteLayer,
+    Unsupported,
+)
+from mnv3_fast.nn.base import Fused, FusedBlock, FusedConv, FusedNet, checked_conv
 from mnv3_fast.nn.containers import StandIn, like_input
 from mnv3_fast.ops import registration
 from mnv3_fast.ops.elements import ACTIVATIONS, GATES
@@ -44,8 +51,19 @@ class SqueezeExcitation(Fused, misc.SqueezeExcitation):
         return registration.call(squeeze_excite.OP, reference, squeeze_excite.FUNCTION, args)
 
 
-class MobileNetV3(FusedEnd, StandIn, mobilenetv3.MobileNetV3):
-    """torchvision's network: what comes after the blocks (1x1 convolution, pool, classifier) in one op."""
+class MobileNetV3(FusedNet, StandIn, mobilenetv3.MobileNetV3):
+    """torchvision's network in one op, or what comes after the blocks (1x1 convolution, pool, classifier) in one."""
+
+    def _net_reader(self) -> NetDescription:
+        for child in self.features:
+            if not isinstance(child, Fused):
+                raise Unsupported(f"{type(child).__name__} in features is not accelerated")
+        description = torchvision.read_net(self)
+        assert description is not None
+        return description
+
+    def _net_modules(self) -> list[nn.Module]:
+        return torchvision.net_modules(self)
 
     def _reader(self) -> NetDescription:
         return torchvision.read_end(self)
@@ -54,6 +72,9 @@ class MobileNetV3(FusedEnd, StandIn, mobilenetv3.MobileNetV3):
         return torchvision.end_modules(self)
 
     def _forward_impl(self, x: Tensor) -> Tensor:
+        output = self._fused_net(x)
+        if output is not None:
+            return output
         if self._fused_end(x) is None:
             return super()._forward_impl(x)
         y = x

@@ -71,7 +71,7 @@ REPLACED: dict[str, Callable[[nn.Module], object]] = {
 @pytest.mark.parametrize("what", REPLACED)
 def test_replaced_modules_take_effect(what: str, ran_before: bool) -> None:
     model = accelerated()
-    before = model(X) if ran_before else None
+    before = [model(X) for _ in range(3)][-1] if ran_before else None
     torch.manual_seed(0)
     REPLACED[what](model)
     after = model(X)

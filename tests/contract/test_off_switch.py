@@ -63,6 +63,7 @@ def test_the_context_manager(ran_before: bool) -> None:
         rows = mnv3_fast.explain(model, X)
         assert rows.fused == 0
         assert {row.reason for row in rows.rows} == {"the kernels are switched off (backend reference)"}
+    mnv3_fast.refresh(model)
     assert count_ops(lambda: model(X))["mnv3_fast::run_plan"] == PARTS
     assert fallbacks(model) == []
 

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import mnv3_fast
 from mnv3_fast import testing
 from tests.contract.common import X, accelerated, assert_same_as_stock, fallbacks, fresh
+from tests.models.common import count_ops
 
 
 def conv(model: nn.Module) -> nn.Conv2d:
@@ -106,14 +107,22 @@ WRITES: dict[str, Callable[[nn.Module], object]] = {
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("plans", ["of parts", "of the network"])
 @pytest.mark.parametrize("write", WRITES)
-def test_a_write_takes_effect(write: str) -> None:
+def test_a_write_takes_effect(write: str, plans: str) -> None:
     model = accelerated()
+    if plans == "of parts":
+        model.features[1].register_forward_hook(lambda *_: None)  # somebody looks into the network: it is not one plan
     before = model(X)
-    assert torch.equal(model(X), before)  # from the packed weights
+    for _ in range(2):
+        assert torch.equal(model(X), before)  # from the packed weights
+    assert (count_ops(lambda: model(X))["mnv3_fast::run_plan"] == 1) == (plans == "of the network")
     WRITES[write](model)
-    assert not torch.equal(model(X), before)
+    after = model(X)
+    assert not torch.equal(after, before)
     assert_same_as_stock(model)
+    for _ in range(6):
+        assert torch.equal(model(X), after)  # also once the network is one plan again
     assert fallbacks(model) == []
 
 
@@ -150,7 +159,8 @@ MOVES: dict[str, Callable[[nn.Module], nn.Module]] = {
 @pytest.mark.parametrize("move", MOVES)
 def test_moves(move: str) -> None:
     model = accelerated()
-    model(X)
+    for _ in range(3):
+        model(X)
     assert MOVES[move](model) is model
     assert_same_as_stock(model)
     assert fallbacks(model) == []
@@ -223,7 +233,7 @@ UNSEEN: dict[str, Callable[[nn.Module], object]] = {
 def test_a_write_to_one_weight_needs_refresh(write: str, cure: str) -> None:
     model = accelerated()
     weight = model.features[9].block[3][0].weight  # project of a wide block: larger than what is compared whole
-    before = model(X)
+    before = [model(X) for _ in range(3)][-1]
     UNSEEN[write](weight)
     assert torch.equal(model(X), before)  # the limit of what can be seen; docs/numerics.md lists it
     if cure == "refresh":

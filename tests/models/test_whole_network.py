@@ -1,0 +1,130 @@
+"""A network in which nothing changes runs as one plan, and is one no more as soon as anything does."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import mnv3_fast
+from mnv3_fast import testing
+from tests.models import test_end as end
+from tests.models.common import cached_parity_model, count_ops
+
+X = testing.parity_images(2, 64, seed=1)
+
+
+def plans(model: nn.Module) -> int:
+    return count_ops(lambda: model(X)).get("mnv3_fast::run_plan", 0)
+
+
+@pytest.fixture
+def whole() -> nn.Module:
+    """One plan altogether, packed."""
+    model = mnv3_fast.accelerate(copy.deepcopy(cached_parity_model("small")), inplace=True)
+    with torch.no_grad():
+        for _ in range(3):
+            model(X)
+        assert plans(model) == 1
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "change",
+    [
+        end._replace_classifier,
+        end._replace_all,
+        end._linear_alone,
+        end._identity,
+        end._without_bias,
+        end._write,
+        end._write_data,
+        end._write_norm,
+    ],
+)
+def test_changes_of_the_end_take_effect(whole: nn.Module, change: Callable[[nn.Module], None]) -> None:
+    before = whole(X)
+    change(whole)
+    expected = end.stock(whole)(X)
+    for _ in range(6):
+        after = whole(X)
+        assert after.shape != before.shape or testing.relative_error(after, before) > 1e-3
+        assert testing.relative_error(after, expected) <= testing.NET_LIMIT
+    assert plans(whole) == 1
+
+
+@torch.no_grad()
+def test_a_restored_block_runs_on_torch(whole: nn.Module) -> None:
+    mnv3_fast.restore(whole.features[4])
+    for _ in range(6):
+        counts = count_ops(lambda: whole(X))
+        assert counts["aten::batch_norm"] == 3
+        assert counts["mnv3_fast::run_plan"] == 12
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "module", ["features", "features.5", "features.5.block", "avgpool", "classifier", "classifier.1"]
+)
+def test_a_hook_anywhere_runs(whole: nn.Module, module: str) -> None:
+    calls: list[int] = []
+    handle = whole.get_submodule(module).register_forward_hook(lambda *_: calls.append(1))
+    for count in range(1, 6):
+        whole(X)
+        assert len(calls) == count
+    handle.remove()
+    for _ in range(40):
+        whole(X)
+    assert plans(whole) == 1
+    assert len(calls) == 5
+
+
+@torch.no_grad()
+def test_parts_have_no_packed_weights_of_their_own(whole: nn.Module) -> None:
+    """They would only take memory twice."""
+    assert not [name for name, module in whole.named_modules() if "_fusion" in vars(module)]
+
+
+@torch.no_grad()
+def test_a_network_that_changes_all_the_time_packs_only_what_changed(whole: nn.Module) -> None:
+    """Not the whole each time: after each change it waits longer before it is one plan again."""
+    seen = []
+    for _ in range(40):
+        whole.classifier[3].bias.add_(1)
+        seen.append(plans(whole))
+    assert seen.count(1) <= 6
+    for _ in range(70):
+        whole(X)
+    assert plans(whole) == 1
+
+
+@torch.no_grad()
+def test_it_gives_bitwise_what_the_parts_give(whole: nn.Module) -> None:
+    for size in ((1, 224, 224), (3, 97, 64), (2, 1, 1)):
+        x = testing.parity_images(*size)
+        expected = whole(x)
+        mnv3_fast.refresh(whole)
+        assert torch.equal(whole(x), expected)
+        for _ in range(3):
+            assert torch.equal(whole(x), expected)
+
+
+@torch.no_grad()
+def test_parts_that_do_not_fit_give_torchs_kind_of_error(whole: nn.Module) -> None:
+    whole.features[5] = copy.deepcopy(whole.features[9])
+    for _ in range(6):
+        with pytest.raises(RuntimeError):
+            whole(X)
+
+
+@torch.no_grad()
+def test_what_freeze_could_not_take_stays_in_parts() -> None:
+    model = mnv3_fast.accelerate(copy.deepcopy(cached_parity_model("small")), inplace=True)
+    model.features[5].block[0][1] = nn.GroupNorm(4, 240)
+    for _ in range(4):
+        assert plans(model) == 12
+    assert mnv3_fast.explain(model, X).networks == {}
