@@ -19,7 +19,7 @@ def read(paths: list[Path]) -> dict[str, list[dict[str, Any]]]:
     for path in paths:
         for entry in json.loads(path.read_text())["benchmarks"]:
             facts = entry["extra_info"]
-            allocator = "" if facts["malloc"] == "default" else f", malloc {facts['malloc']}"
+            allocator = "" if facts["malloc"] == "default" else ", the allocator keeps memory"
             groups.setdefault(entry["group"] + allocator, []).append(facts)
     return groups
 
@@ -67,9 +67,7 @@ def main(paths: list[str]) -> None:
     """Print everything."""
     groups = read([Path(path) for path in paths])
     facts = next(iter(groups.values()))[0]
-    out = [
-        f"{facts['cpu']}, {facts['instruction_set']}, torch {facts['torch']}, {facts['date']}, malloc {facts['malloc']}"
-    ]
+    out = [f"{facts['cpu']}, {facts['instruction_set']}, torch {facts['torch']}, {facts['date']}"]
     ops = list(dict.fromkeys(name.split("/")[0] for name in groups if name.split("/")[0].count("_")))
     for name, rows in groups.items():
         if name.split("/")[0] not in ops:

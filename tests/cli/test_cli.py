@@ -53,7 +53,7 @@ def test_demo_on_own_photos(tmp_path: Path) -> None:
     for i in range(2):
         Image.effect_noise((300, 280), 80 + 20 * i).convert("RGB").save(tmp_path / f"{i}.png")
     photos = [str(tmp_path / f"{i}.png") for i in range(2)]
-    result = runner.invoke(app, ["demo", *photos, "--seconds", "0.2", "--output", str(tmp_path)])
+    result = runner.invoke(app, ["demo", *photos, "--seconds", "0.02", "--output", str(tmp_path)])
     assert result.exit_code == 0, result.output
     rows = json.loads((tmp_path / "demo.json").read_text())["rows"]
     assert len(rows) == 2 * 2 * 5

@@ -42,7 +42,7 @@ def test_info_is_plain_when_piped() -> None:
     rows = dict(line.split("\t") for line in result.stdout.splitlines())
     assert rows["torch"]
     assert result.stdout.isascii()
-    assert json.loads(run("info", "--json").stdout)["torch"] == rows["torch"]
+    assert json.loads(CliRunner().invoke(app, ["info", "--json"]).stdout)["torch"] == rows["torch"]
 
 
 @pytest.mark.parametrize("verb", ["info", "predict", "verify", "bench", "demo"])
