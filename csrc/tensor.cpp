@@ -22,6 +22,7 @@ Tensor::Tensor(AtenTensorHandle handle) : Tensor() {
   check(aoti_torch_get_data_ptr(handle, &data_), "reading a data pointer");
   sizes_ = sizes;
   strides_ = strides;
+  if (!data_ && numel() > 0) throw std::runtime_error("mnv3_fast: a tensor of shape " + shape() + " has no memory");
 }
 
 Tensor& Tensor::operator=(Tensor&& other) noexcept {

@@ -2,7 +2,7 @@
 
 from torchvision.models import MobileNet_V3_Large_Weights, MobileNet_V3_Small_Weights
 
-from mnv3_fast import nn, ops
+from mnv3_fast import apis, nn, ops
 from mnv3_fast._library import (
     backend,
     force_backend,
@@ -23,6 +23,7 @@ __all__ = [
     "MobileNet_V3_Small_Weights",
     "__version__",
     "accelerate",
+    "apis",
     "backend",
     "explain",
     "force_backend",

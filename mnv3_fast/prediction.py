@@ -66,7 +66,8 @@ def _expand(source: str) -> Iterator[str]:
     if os.path.isdir(source):
         for folder, folders, files in os.walk(source):
             folders.sort()
-            yield from (os.path.join(folder, name) for name in sorted(files) if Path(name).suffix.lower() in EXTENSIONS)
+            paths = (os.path.join(folder, name) for name in sorted(files) if Path(name).suffix.lower() in EXTENSIONS)
+            yield from (path for path in paths if os.path.isfile(path) or not os.path.exists(path))
     elif os.path.exists(source) or not glob.has_magic(source):
         yield source
     else:
@@ -78,8 +79,8 @@ def read_image(path: str, how: Preprocessing) -> tuple[Tensor | None, list[str],
     try:
         image = open_image(path)
         found = prepare(image, how)
-    except BadImage as error:
-        return None, [], str(error).removeprefix(f"{path}: ")
+    except (BadImage, MemoryError) as error:
+        return None, [], str(error).removeprefix(f"{path}: ") or type(error).__name__
     return found, suspicions(image.size, image.info.get("mode_before"), found, how), None
 
 

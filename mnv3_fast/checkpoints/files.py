@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.client
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -39,8 +42,11 @@ def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"checkpoint: {path} holds more than tensors, or is none: {_first_line(error)}") from error
-    except (RuntimeError, EOFError, SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint: {path} is no checkpoint, or holds more than tensors, numbers, text and plain containers; "
+            "nothing in it was executed"
+        ) from error
+    except Exception as error:  # a damaged or made-up pickle can raise anything
         raise ValueError(f"checkpoint: {path} is no checkpoint, or is damaged: {_first_line(error)}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"checkpoint: {path} holds a {type(loaded).__name__}, expected a dictionary of tensors")
@@ -60,8 +66,9 @@ def state_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
             break
     if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise ValueError("checkpoint: it holds no state_dict (names with tensors)")
-    if all(key.startswith("module.") for key in state):
-        return {key.removeprefix("module."): value for key, value in state.items()}
+    for prefix in ("module.", "network."):  # of DataParallel, and of an ImageClassifier's own state_dict
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
     return dict(state)
 
 
@@ -70,13 +77,19 @@ def _is_url(source: str | os.PathLike[str]) -> bool:
 
 
 def _download(url: str) -> Path:
+    parts = urlparse(url)
+    if parts.scheme == "file":
+        return Path(url2pathname(parts.path))
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / Path(urlparse(url).path).name
+    name = Path(parts.path).name
+    if not re.search(r"-[0-9a-f]{8,}\.", name):  # without a hash in its name, two URLs may mean two files
+        name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
+    path = folder / name
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(url, str(path), progress=False)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise OSError(f"checkpoint: {url} could not be downloaded: {error}") from error
     return path
 

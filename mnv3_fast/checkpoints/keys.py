@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.mobilenetv3 import MobileNetV3
 
@@ -45,6 +46,8 @@ def torchvision_state(state: dict[str, Tensor], model: MobileNetV3) -> dict[str,
             found[ours] = expected[ours]
         elif theirs not in state:
             raise ValueError(f"checkpoint: {theirs} is missing")
+        elif not _is_plain(state[theirs]):
+            raise ValueError(f"checkpoint: {theirs} is no dense tensor of real numbers")
         elif state[theirs].shape != expected[ours].shape:
             shapes = f"is {list(state[theirs].shape)}, the model's is {list(expected[ours].shape)}"
             raise ValueError(f"checkpoint: {theirs} {shapes}")
@@ -54,6 +57,11 @@ def torchvision_state(state: dict[str, Tensor], model: MobileNetV3) -> dict[str,
     if unknown:
         raise ValueError(f"checkpoint: {len(unknown)} entries have no place in the model, such as {unknown[0]}")
     return found
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    dense = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_meta
+    return dense and not tensor.is_quantized and not tensor.is_complex()
 
 
 def _conv(here: str, there: str) -> dict[str, str]:

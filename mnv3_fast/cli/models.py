@@ -60,7 +60,7 @@ def torchvision_network(name: str, weights: str | None) -> tuple[nn.Module, Prep
         chosen, how = None, enum.IMAGENET1K_V1.transforms()
     else:
         if weights not in enum.__members__ and weights != "DEFAULT":
-            names = ", ".join(["DEFAULT", *enum.__members__, "random"])
+            names = ", ".join(dict.fromkeys(["DEFAULT", *enum.__members__, "random"]))
             raise ValueError(f"--weights {weights} does not exist for {full}; there are {names}")
         chosen = enum[weights]
         how = chosen.transforms()

@@ -61,9 +61,10 @@ def predict(
     files = list(find_images(images))
     if not files:
         fail(f"no images in {', '.join(images)}")
+    csv = csv or (not json and output is not None and output.suffix == ".csv")
     style = "csv" if csv else "json" if json or output is not None else "text"
     classifier = load_classifier(model, weights, checkpoint)
-    with Records(output, style, min(top, len(classifier.classes)), resume, overwrite) as records:
+    with Records(output, style, min(top, len(classifier.classes)), resume, overwrite, files) as records:
         left = [path for path in files if path not in records.done]
         failed = run(classifier, left, records, top, batch, workers)
     if failed:
@@ -79,10 +80,15 @@ def run(classifier: Classifier, files: list[str], records: Records, top: int, ba
             records.write(prediction)
             if prediction.error is not None:
                 failed += 1
-                errors.print(f"{prediction.path}: {prediction.error}", style="red", markup=False, soft_wrap=True)
+                say(f"{prediction.path}: {prediction.error}", "red")
             for warning in prediction.warnings:
-                errors.print(f"{prediction.path}: {warning}", style="yellow", markup=False, soft_wrap=True)
+                say(f"{prediction.path}: {warning}", "yellow")
     return failed
+
+
+def say(text: str, style: str) -> None:
+    """A line on stderr as it is, whatever a file is called."""
+    errors.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def shown(predictions: Iterator[Prediction], count: int) -> Iterator[Prediction]:

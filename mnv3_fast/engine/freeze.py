@@ -103,8 +103,8 @@ def freeze(
             of fully connected layers joins the plan.
         dtype: None or torch.float32; other dtypes do not exist yet.
         scale, shift: both or neither, a value for each input channel: the engine computes x * scale + shift as it loads
-            an image, before the zeros of the padding. With ``1 / std`` and ``-mean / std`` of values from 0 to 255 it
-            takes uint8 images as they were decoded.
+            an image, before the zeros of the padding. With ``1 / (255 * std)`` and ``-mean / std``, for the mean and
+            std of values from 0 to 1 that torchvision's transforms have, it takes uint8 images as they were decoded.
 
     Returns:
         An :class:`Engine`, or a copy of ``model`` with engines inside.

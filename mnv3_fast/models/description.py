@@ -186,6 +186,8 @@ def check_norm(module: nn.Module | None, classes: tuple[type, ...] = _BATCH_NORM
         return
     if type(module) not in classes:
         raise Unsupported(f"norm {type(module).__name__} cannot be folded into a convolution")
+    if (module.weight is None) != (module.bias is None):
+        raise Unsupported("BatchNorm with only one of weight and bias has no kernel")
     if module.running_mean is None or module.running_var is None:
         raise Unsupported("BatchNorm without running statistics cannot be folded into a convolution")
 

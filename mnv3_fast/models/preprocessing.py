@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torchvision.transforms import functional as transforms
 
 from mnv3_fast.models.variants import Preprocessing
 
+LONGEST = 65536
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 """Modes of more than eight bits a value; PIL would cut their values off at 255."""
 
@@ -29,6 +31,8 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         BadImage: if the file is missing, no image, damaged, or so large that it may be a decompression bomb.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise BadImage(f"{path}: not a regular file")
         with Image.open(path) as image:
             image.load()
             return to_rgb(ImageOps.exif_transpose(image))
@@ -38,8 +42,10 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         raise BadImage(f"{path}: no image that PIL can read") from error
     except FileNotFoundError as error:
         raise BadImage(f"{path}: there is no such file") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what PIL's decoders raise on damaged files
-        raise BadImage(f"{path}: damaged or unreadable: {error}") from error
+    except BadImage:
+        raise
+    except Exception as error:  # PIL has decoders for dozens of formats, and each raises what it likes
+        raise BadImage(f"{path}: damaged or unreadable: {error or type(error).__name__}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -50,6 +56,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     mode = image.mode
     if mode in DEEP_MODES:
         values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise BadImage("it has values that are not finite")
         top = 65535.0 if mode.startswith("I") else max(float(values.max(initial=0)), 1e-12)
         image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8))
     result = image if image.mode == "RGB" else image.convert("RGB")
@@ -58,7 +66,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def prepare(image: Image.Image, how: Preprocessing) -> Tensor:
-    """An RGB image as [3, crop, crop], uint8: the short side resized, the centre cropped."""
+    """An RGB image as [3, crop, crop], uint8: the short side resized, the centre cropped.
+
+    Raises:
+        BadImage: if it is empty, or so thin that its long side would be resized to more than ``LONGEST`` pixels.
+    """
+    short, long = min(image.size), max(image.size)
+    if short == 0 or long * how.resize > LONGEST * short:
+        raise BadImage(f"{image.size[0]} x {image.size[1]} pixels: too thin to be resized to {how.resize}")
     mode = InterpolationMode(how.interpolation)
     image = transforms.resize(image, [how.resize], interpolation=mode)
     image = transforms.center_crop(image, [how.crop, how.crop])
@@ -73,7 +88,11 @@ def image_of(source: Any, how: Preprocessing) -> Tensor:
         TypeError, ValueError: for anything else, or an array of another shape or dtype.
     """
     if isinstance(source, (str, os.PathLike)):
-        return prepare(open_image(source), how)
+        try:
+            return prepare(open_image(source), how)
+        except BadImage as error:
+            named = str(error) if str(error).startswith(f"{source}: ") else f"{source}: {error}"
+            raise BadImage(named) from error
     if isinstance(source, Image.Image):
         return prepare(to_rgb(source), how)
     if not isinstance(source, np.ndarray):

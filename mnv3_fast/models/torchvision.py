@@ -193,5 +193,4 @@ def end_modules(model: nn.Module) -> list[nn.Module]:
 
 def net_modules(model: nn.Module) -> list[nn.Module]:
     """The modules that :func:`read_net` describes, with the containers that hold them."""
-    rest = {id(inside) for module in read_head(model.classifier)[1] for inside in module.modules()}
-    return [module for module in model.modules() if module is not model and id(module) not in rest]
+    return list(dict.fromkeys([*model.features.modules(), *end_modules(model)]))

@@ -29,6 +29,8 @@ from mnv3_fast.models.description import (
 )
 from mnv3_fast.nn.parts import (
     ATTRIBUTES,
+    IMMUTABLE,
+    OVERRIDES,
     PLAIN,
     Description,
     is_readable,
@@ -75,7 +77,7 @@ class Fusion:
         empty = [(owner, name) for owner, name in names if getattr(owner, name) is None]
         absent = [(holder, name) for owner, name in empty for holder in (owner._parameters, owner._buffers)]
         absent += [(owner.__dict__, name) for owner, name in names]  # where an attribute would hide a parameter
-        absent += [(module.__dict__, "forward") for module in inside]
+        absent += [(module.__dict__, name) for module in inside for name in OVERRIDES]
         # Nothing here may hold the root or its dictionary, which holds this object: a cycle keeps dead models alive.
         own = [(name, root.__dict__[name]) for name in _OWN if name in root.__dict__]
         eval_only = {id(norm) for norm in norms if not isinstance(norm, FrozenBatchNorm2d)}
@@ -247,6 +249,9 @@ def describe(root: nn.Module, reader: Reader, inside: Inside) -> Fusion | str:
     try:
         description = reader(root)
         modules = inside(root)
+        for name in ("use_res_connect", "has_skip"):
+            if not isinstance(root.__dict__.get(name, 0), IMMUTABLE):
+                return f"{name} is a {type(root.__dict__[name]).__name__}, which may change unseen"
         return modules_reason(modules, description) or Fusion(root, description, modules)
     except Unsupported as unsupported:
         return str(unsupported)

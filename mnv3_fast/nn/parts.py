@@ -31,6 +31,9 @@ ATTRIBUTES = (
     "use_res_connect",
     "has_skip",
 )
+OVERRIDES = ("forward", "_conv_forward", "_scale", "_call_impl")
+"""Methods that run in a module's call; as attributes of one object they are somebody's own."""
+IMMUTABLE = (bool, int, float, str, tuple, type(None))
 PLAIN = (Tensor, nn.Parameter)
 
 
@@ -71,15 +74,15 @@ def modules_reason(inside: Sequence[nn.Module], description: Description) -> str
     for module in inside:
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
             return "a module inside has a hook"
-        if "forward" in module.__dict__:
-            return "a module inside has a forward of its own"
+        for name in OVERRIDES:
+            if name in module.__dict__:
+                return "a module inside has a forward of its own"
+        for name in ATTRIBUTES:
+            if not isinstance(module.__dict__.get(name, 0), IMMUTABLE):
+                return f"{name} is a {type(module.__dict__[name]).__name__}, which may change unseen"
         if isinstance(module, nn.Dropout) and module.training:
             return "a dropout inside is in training mode"
     convs, norms, _ = parts_of(description)
-    for module in (*convs, *norms):
-        for name in ATTRIBUTES:
-            if isinstance(module.__dict__.get(name), list):
-                return f"{name} is a list, which may change unseen"
     for norm in norms:
         if norm.training and not isinstance(norm, FrozenBatchNorm2d):
             return "a norm inside is in training mode"
@@ -123,6 +126,8 @@ def tensor_names(layer: Any) -> list[tuple[nn.Module, str]]:
 
 
 def source_of(owner: nn.Module, name: str) -> tuple[dict, str]:
+    if name in owner.__dict__:
+        raise Unsupported(f"{type(owner).__name__}.{name} is hidden by an attribute")
     for holder in (owner._parameters, owner._buffers):
         tensor = holder.get(name)
         if tensor is None:

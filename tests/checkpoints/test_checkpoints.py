@@ -49,7 +49,7 @@ def test_mmpretrain_names_are_those_of_its_files(model: Any) -> None:
     assert names["classifier.3.bias"] == "head.layers.1.fc.bias"
 
 
-@pytest.mark.parametrize("kind", ["mmpretrain", "torchvision", "module.", "safetensors", "file URL"])
+@pytest.mark.parametrize("kind", ["mmpretrain", "torchvision", "module.", "network.", "safetensors", "file URL"])
 def test_reads(kind: str, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     path = tmp_path / ("file.safetensors" if kind == "safetensors" else "file.pth")
@@ -58,7 +58,7 @@ def test_reads(kind: str, model: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     elif kind == "safetensors":
         save_file(model.state_dict(), path)
     else:
-        prefix = "module." if kind == "module." else ""
+        prefix = kind if kind.endswith(".") else ""
         torch.save({prefix + key: value for key, value in model.state_dict().items()}, path)
     fresh = build(SMALL)
     source = path.as_uri() if kind == "file URL" else path
@@ -78,7 +78,9 @@ class Hostile:
 def test_nothing_is_executed(tmp_path: Path) -> None:
     file, trace = tmp_path / "file.pth", tmp_path / "executed"
     torch.save({"state_dict": {"a": torch.zeros(1)}, "meta": Hostile(trace)}, file)
-    with pytest.raises(ValueError, match="holds more than tensors"):
+    with pytest.raises(
+        ValueError, match="holds more than tensors, numbers, text and plain containers; nothing in it was executed"
+    ):
         read_checkpoint(file)
     assert not trace.exists()
     torch.load(file, weights_only=False)
@@ -137,3 +139,29 @@ def test_what_does_not_fit(what: str, message: str, model: Any) -> None:
 def test_no_state(content: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="checkpoint: it holds no state_dict"):
         state_of(content)
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02.", b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R."])
+def test_made_up_pickles(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "file.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint: .*file\.pth"):
+        read_checkpoint(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize("kind", ["meta", "sparse", "complex"])
+def test_tensors_of_another_kind(kind: str, model: Any) -> None:
+    state = dict(model.state_dict())
+    weight = state["classifier.3.weight"]
+    state["classifier.3.weight"] = {
+        "meta": weight.to("meta"), "sparse": weight.to_sparse(), "complex": weight.to(torch.complex64)
+    }[kind]  # fmt: skip
+    with pytest.raises(ValueError, match="classifier.3.weight is no dense tensor of real numbers"):
+        torchvision_state(state, model)
+
+
+def test_files_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    for i, folder in enumerate(("a", "b")):
+        (tmp_path / folder).mkdir()
+        torch.save({"x": torch.tensor(i)}, tmp_path / folder / "best.pth")
+        assert read_checkpoint((tmp_path / folder / "best.pth").as_uri())["x"] == i

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -175,39 +176,6 @@ def test_find_images(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(find_images(["*.webp"])) == []
 
 
-@pytest.mark.parametrize("style", ["--json", "--csv"])
-def test_resume_goes_on_after_a_cut(style: str, photos: Path, tmp_path: Path) -> None:
-    output = tmp_path / "deep" / "out"
-    missing = str(tmp_path / "later.png")
-    command = ["predict", str(photos), missing, *RANDOM, style, "--top", "2", "--output", str(output)]
-    assert runner.invoke(app, command).exit_code == 1
-    whole = output.read_text()
-    again = runner.invoke(app, command)
-    assert again.exit_code == 2
-    assert "exists: --resume goes on with it, --overwrite begins anew" in " ".join(again.stderr.split())
-    assert output.read_text() == whole
-    good = "".join(line for line in whole.splitlines(keepends=True) if missing not in line)
-    for cut in (0, 10, len(good) // 2, len(good) - 5, len(good)):
-        output.write_text(good[:cut])
-        assert runner.invoke(app, [*command, "--resume"]).exit_code == 1
-        assert output.read_text() == whole, cut
-    Image.fromarray(data.cat()).save(missing)
-    assert runner.invoke(app, [*command, "--resume"]).exit_code == 0
-    assert missing in output.read_text()
-    assert runner.invoke(app, [*command, "--overwrite"]).exit_code == 0
-
-
-def test_resume_refuses_a_foreign_file(photos: Path, tmp_path: Path) -> None:
-    for content in (b"my notes\n", b"\xff\xfe\x00", b'{"a": 1}\n', b"[1, 2]\n"):
-        output = tmp_path / "notes"
-        output.write_bytes(content)
-        for style in ("--json", "--csv"):
-            result = runner.invoke(app, ["predict", str(photos), *RANDOM, style, "--output", str(output), "--resume"])
-            assert result.exit_code == 2, result.output
-            assert "output of predict, --resume cannot go on with it" in " ".join(result.stderr.split())
-            assert output.read_bytes() == content
-
-
 def test_checkpoint_of_mmpretrain(photos: Path, tmp_path: Path) -> None:
     from mnv3_fast.apis import inference_model, init_model
     from mnv3_fast.models.variants import VARIANTS, build
@@ -291,3 +259,20 @@ def test_ten_thousand_images_in_flat_memory(photos: Path, tmp_path: Path) -> Non
                 begin = resident_mib()
     assert i == 9999
     assert resident_mib() - begin < 30
+
+
+def test_odd_images_do_not_end_the_run(photos: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (1, 30000)).save(tmp_path / "thin.png")
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "dds.png").write_bytes(b"DDS " + bytes(200))
+    Image.fromarray(np.full((64, 64), np.nan, np.float32)).save(tmp_path / "nan.tiff")
+    (tmp_path / "good.png").write_bytes((photos / "cat.png").read_bytes())
+    files = [str(tmp_path / name) for name in ("thin.png", "fifo.png", "dds.png", "nan.tiff", "good.png")]
+    result = runner.invoke(app, ["predict", *files, *RANDOM, "--json"])
+    assert result.exit_code == 1
+    found = lines(result.stdout)
+    assert [record["error"] is None for record in found] == [False, False, False, False, True]
+    assert "too thin" in found[0]["error"]
+    assert "not a regular file" in found[1]["error"]
+    result = runner.invoke(app, ["predict", str(tmp_path), *RANDOM, "--json"])  # a folder's FIFO is passed over
+    assert len(lines(result.stdout)) == 4

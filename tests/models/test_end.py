@@ -269,16 +269,6 @@ def test_unusual_changes_take_effect(model: nn.Module, one_plan: bool, change: C
 
 
 @torch.no_grad()
-def test_dropout_that_always_drops(model: nn.Module) -> None:
-    model.classifier[2] = Always(0.5)
-    assert not torch.equal(model(X), model(X))
-    model.features[1]._forward_hooks.clear()
-    for m in (model, mnv3_fast.freeze(model)):
-        for _ in range(3):
-            assert not torch.equal(m(X), m(X))
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("place", ["end", "block", "shared"])
 def test_hooks_in_a_new_dictionary_are_seen(model: nn.Module, place: str) -> None:
     if place == "shared":

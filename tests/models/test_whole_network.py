@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -128,3 +129,81 @@ def test_what_freeze_could_not_take_stays_in_parts() -> None:
     for _ in range(4):
         assert plans(model) == 12
     assert mnv3_fast.explain(model, X).networks == {}
+
+
+def _tensor_eps(model: nn.Module) -> None:
+    model.features[0][1].eps = torch.tensor(1e-3)
+    model(X)
+    model.features[0][1].eps.fill_(5.0)
+
+
+def _array_residual(model: nn.Module) -> None:
+    model.features[3].use_res_connect = np.ones(1, bool)
+    model(X)
+    model.features[3].use_res_connect[0] = False
+
+
+def _own_conv_forward(model: nn.Module) -> None:
+    conv = model.features[4].block[0][0]
+    conv._conv_forward = lambda x, weight, bias: nn.functional.conv2d(x, weight) * 2
+
+
+def _own_scale(model: nn.Module) -> None:
+    model.features[4].block[2]._scale = lambda x: torch.full((1, 1, 1, 1), 0.7)
+
+
+def _hidden_weight(model: nn.Module) -> None:
+    conv = model.features[4].block[0][0]
+    conv.__dict__["weight"] = conv.weight.detach() * 1.5
+
+
+def _no_bias_in_a_norm(model: nn.Module) -> None:
+    model.features[1].block[0][1].bias = None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("one_plan", [False, True])
+@pytest.mark.parametrize(
+    "change", [_tensor_eps, _array_residual, _own_conv_forward, _own_scale, _hidden_weight, _no_bias_in_a_norm]
+)
+def test_odd_changes_take_effect(whole: nn.Module, change: Callable[[nn.Module], None], one_plan: bool) -> None:
+    before = whole(X)
+    if not one_plan:
+        whole.features[2].register_forward_hook(end.look)
+        whole(X)
+    change(whole)
+    for _ in range(4):
+        after, expected = whole(X), end.stock(whole)(X)
+        assert not torch.equal(after, before)
+        assert testing.relative_error(after, expected) <= testing.NET_LIMIT
+
+
+@torch.no_grad()
+def test_a_module_that_is_in_the_plan_and_after_it_too() -> None:
+    model = copy.deepcopy(cached_parity_model("small"))
+    first, act, dropout, last = model.classifier
+    model.classifier = nn.Sequential(first, act, dropout, last, nn.Softmax(1), act)
+    fast = mnv3_fast.accelerate(model, inplace=True)
+    for _ in range(4):
+        fast(X)
+    act.register_forward_hook(lambda m, args, output: output * 3)
+    for _ in range(4):
+        assert testing.relative_error(fast(X), end.stock(fast)(X)) <= testing.NET_LIMIT
+
+
+@torch.no_grad()
+def test_an_input_whose_memory_was_freed_is_an_error(whole: nn.Module) -> None:
+    engine = mnv3_fast.freeze(cached_parity_model("small"))
+    x = X.clone()
+    x.untyped_storage().resize_(0)
+    for run in (whole, engine, whole.features[0]):
+        with pytest.raises(RuntimeError, match=r"a tensor of shape \[2, 3, 64, 64\] has no memory"):
+            run(x)
+
+
+@torch.no_grad()
+def test_dropout_that_always_drops(whole: nn.Module) -> None:
+    whole.classifier[2] = end.Always(0.5)
+    for model in (whole, mnv3_fast.freeze(whole)):
+        for _ in range(3):
+            assert not torch.equal(model(X), model(X))
