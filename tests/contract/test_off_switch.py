@@ -44,6 +44,7 @@ def test_the_variable(value: str, words: str) -> None:
     assert result.stdout.strip() == words, result.stderr
 
 
+@pytest.mark.slow
 def test_an_impossible_value_raises_and_lists_what_exists() -> None:
     result = run_with("off")
     assert result.returncode != 0
