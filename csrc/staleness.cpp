@@ -1,5 +1,6 @@
 // What a fused module was made of, looked at before each call: its attributes, and its tensors with samples of their
-// values. Python's objects are read through its C API, so that a check costs microseconds. No reference is kept here.
+// values. Python's objects are read through its C API, so that a check costs microseconds. No reference to one is
+// kept here but that of a Watch to its tensors.
 #include "staleness.h"
 
 #include <cstdint>

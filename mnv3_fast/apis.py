@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from mnv3_fast.acceleration import accelerate
-from mnv3_fast.checkpoints import read_checkpoint, torchvision_state
-from mnv3_fast.checkpoints.files import state_of
+from mnv3_fast.checkpoints import load_into
 from mnv3_fast.models.preprocessing import image_of, scale_and_shift
 from mnv3_fast.models.variants import Variant, build, find_variant
 
@@ -131,9 +130,7 @@ def init_model(
     names = tuple(_IMAGENET_CATEGORIES) if variant.num_classes == 1000 else CIFAR10
     model = ImageClassifier(variant, names)
     if checkpoint is not None:
-        loaded = read_checkpoint(checkpoint)
-        model.network.load_state_dict(torchvision_state(state_of(loaded), model.network))
-        model.classes = _classes_of(loaded, variant.num_classes) or names
+        model.classes = _classes_of(load_into(model.network, checkpoint), variant.num_classes) or names
     return model.to(device).eval()
 
 

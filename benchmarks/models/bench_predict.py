@@ -58,7 +58,7 @@ def bench_images_from_files(compete: Callable[..., None], photos: list[str], net
     """64 photos, batches of 8, two cores."""
     model = parity_model(net).to(memory_format=torch.channels_last)
     transform = torchvision.models.MobileNet_V3_Large_Weights.IMAGENET1K_V1.transforms()
-    how = Preprocessing(256, 224, "bilinear", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+    how = Preprocessing(256, 224, "bilinear")
     scale, shift = scale_and_shift(how)
     classifier = Classifier(freeze(model, scale=scale, shift=shift), how, tuple(str(i) for i in range(1000)))
 

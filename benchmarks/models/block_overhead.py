@@ -1,21 +1,24 @@
-"""What a block costs beside its kernel: the module, the raw op and ``run_plan`` alone, in turn on a 1x1 map.
+"""What a block costs beside its kernel, with warm caches: the parts of a call, each in its turn on a 1x1 map.
 
 python -m benchmarks.models.block_overhead
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torchvision
+from torch import Tensor, nn
 
 import mnv3_fast
-from mnv3_fast.engine.op import OP as RUN_PLAN
+from mnv3_fast import _library
 from mnv3_fast.models.description import describe_block
-from mnv3_fast.ops.inverted_residual.op import OP, packed
+from mnv3_fast.nn.base import run_entry
+from mnv3_fast.ops.inverted_residual.op import OP
 
 ROUNDS, CALLS = 60, 100
 
@@ -32,6 +35,15 @@ def least(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
     return found
 
 
+def kernel(block: nn.Module, x: Tensor) -> float:
+    """Microseconds inside of the kernel, the median over calls of the module."""
+    times = []
+    for _ in range(3 * CALLS):
+        block(x)
+        times.append(_library.extension().last_run()[1] * 1e6)
+    return statistics.median(times)
+
+
 @torch.no_grad()
 def main() -> None:
     """Print a line for each kind of block of the large network."""
@@ -42,17 +54,23 @@ def main() -> None:
         description = describe_block(block)
         tensors, spec, constants = description.flatten()
         x = torch.randn(1, next(description.layers()).conv.in_channels, 1, 1)
-        entry = packed(tensors, spec, constants)
+        block(x)
+        fusion = block.__dict__["_fusion"]
+        entry = fusion.current(block)
         calls = {
             "module": lambda block=block, x=x: block(x),
-            "op": lambda x=x, args=(tensors, spec, constants): OP(x, *args),
-            "cache": lambda args=(tensors, spec, constants): packed(*args),
-            "run_plan": lambda x=x, entry=entry: RUN_PLAN(x, entry.plan, entry.geometry),
+            "raw op": lambda x=x, args=(tensors, spec, constants): OP(x, *args),
+            "all looks": lambda fusion=fusion, block=block: fusion.current(block),
+            "tensors and values": lambda fusion=fusion: fusion._packed[1].unchanged(fusion._flat_sources),
+            "run_plan": lambda x=x, entry=entry: run_entry(x, entry),
         }
         times = least(calls)
-        words = "  ".join(f"{name} {value:5.1f} us" for name, value in times.items())
-        beside = times["module"] - times["run_plan"]
-        print(f"features.{index}, {len(tensors)} tensors:  {words}  beside {beside:5.1f} us")
+        inside = kernel(block, x)
+        words = "  ".join(f"{name} {value:.1f} us" for name, value in times.items())
+        print(
+            f"features.{index}, {len(tensors)} tensors:  {words}  kernel {inside:.1f} us  "
+            f"beside the kernel {times['module'] - inside:.1f} us"
+        )
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ console = Console()
 errors = Console(stderr=True)
 
 NETS = ("large", "small")
-OK, MISS, BAD_INPUT, NOT_WRITTEN, INTERRUPTED = 0, 1, 2, 3, 130
-"""Exit statuses: fine; a result is not as it should be; bad arguments or input; output not written; Ctrl-C."""
+MISS, BAD_INPUT, NOT_WRITTEN, INTERRUPTED = 1, 2, 3, 130
+"""Exit statuses other than 0: a result is not as it should be; bad arguments or input; output not written; Ctrl-C."""
 
 
 def fail(message: str, status: int = BAD_INPUT) -> NoReturn:

@@ -6,8 +6,7 @@ import torchvision
 from torch import nn
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-from mnv3_fast.checkpoints import read_checkpoint, torchvision_state
-from mnv3_fast.checkpoints.files import state_of
+from mnv3_fast.checkpoints import load_into
 from mnv3_fast.engine.freeze import freeze
 from mnv3_fast.models.preprocessing import scale_and_shift
 from mnv3_fast.models.variants import VARIANTS, Preprocessing, build, find_variant
@@ -41,7 +40,7 @@ def classifier_of(name: str, weights: str | None, checkpoint: str | None) -> Cla
         network, how = build(variant), variant.preprocessing
         classes = tuple(_IMAGENET_CATEGORIES) if variant.num_classes == 1000 else ()
     if checkpoint is not None:
-        network.load_state_dict(torchvision_state(state_of(read_checkpoint(checkpoint)), network))
+        load_into(network, checkpoint)
     elif weights == "random":
         from mnv3_fast.testing.parity import randomize_
 

@@ -12,7 +12,7 @@ import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mnv3_fast.cli.common import check_positive, errors, fail
+from mnv3_fast.cli.common import MISS, check_positive, errors, fail
 from mnv3_fast.cli.records import Records
 from mnv3_fast.prediction import Classifier, Prediction, find_images, predict_files
 
@@ -69,7 +69,7 @@ def predict(
         failed = run(classifier, left, records, top, batch, workers)
     if failed:
         errors.print(f"{failed} of {len(left)} files could not be read")
-        raise typer.Exit(1)
+        raise typer.Exit(MISS)
 
 
 def run(classifier: Classifier, files: list[str], records: Records, top: int, batch: int, workers: int) -> int:

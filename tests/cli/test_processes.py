@@ -30,6 +30,14 @@ def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     )  # type: ignore[call-overload]
 
 
+def links(photo: str, folder: Path, count: int) -> list[str]:
+    """The same photo under many names."""
+    paths = [str(folder / f"{i:05}.png") for i in range(count)]
+    for path in paths:
+        os.link(photo, path)
+    return paths
+
+
 @pytest.fixture
 def photo(tmp_path: Path) -> str:
     Image.fromarray(data.cat()).save(tmp_path / "cat.png")
@@ -149,10 +157,7 @@ def test_a_full_disk(photo: str) -> None:
 @pytest.mark.slow
 def test_a_quota(photo: str, tmp_path: Path) -> None:
     """The output stops at what may be written, is whole up to the cut, and can be gone on with."""
-    photos = []
-    for i in range(20):
-        photos.append(str(tmp_path / f"{i}.png"))
-        os.link(photo, photos[-1])
+    photos = links(photo, tmp_path, 20)
     output = tmp_path / "out.jsonl"
     command = ["predict", *photos, *RANDOM, "--output", str(output)]
     limit = (3000, 3000)
@@ -169,8 +174,7 @@ def test_ctrl_c_leaves_whole_records(photo: str, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     folder = tmp_path / "many"
     folder.mkdir()
-    for i in range(2000):
-        os.link(photo, folder / f"{i:05}.png")
+    links(photo, folder, 2000)
     process = subprocess.Popen(
         [*COMMAND, "predict", str(folder), *RANDOM, "--output", str(output)], stderr=subprocess.PIPE, text=True
     )
@@ -188,10 +192,7 @@ def test_ctrl_c_leaves_whole_records(photo: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_reader_that_goes_away(photo: str, tmp_path: Path) -> None:
-    photos = []
-    for i in range(300):
-        photos.append(str(tmp_path / f"{i}.png"))
-        os.link(photo, photos[-1])
+    photos = links(photo, tmp_path, 300)
     process = subprocess.Popen(
         [*COMMAND, "predict", *photos, *RANDOM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

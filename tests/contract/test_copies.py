@@ -7,13 +7,14 @@ import io
 import os
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel, parallel_apply, replicate
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 import mnv3_fast
 from mnv3_fast import testing
@@ -190,8 +191,6 @@ def test_data_parallel_on_the_cpu() -> None:
 
 def parallel_apply_on_cpu(replicas: list[nn.Module], inputs: list[tuple]) -> list[torch.Tensor]:
     """As ``parallel_apply``, which wants GPUs: each replica in a Python thread of its own."""
-    assert callable(parallel_apply)
-    from concurrent.futures import ThreadPoolExecutor
 
     def run(replica: nn.Module, args: tuple) -> torch.Tensor:
         with torch.no_grad():
@@ -204,7 +203,6 @@ def parallel_apply_on_cpu(replicas: list[nn.Module], inputs: list[tuple]) -> lis
 @torch.no_grad()
 def test_replicas_as_data_parallel_makes_them() -> None:
     """``_replicate_for_data_parallel``: a replica's tensors are plain attributes, not parameters."""
-    assert callable(replicate)
     model = accelerated()
     expected = model(X)
     modules = list(model.modules())

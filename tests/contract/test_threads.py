@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import threading
 import time
@@ -128,23 +129,47 @@ def test_a_thread_that_trains_beside_one_that_refreshes() -> None:
         thread.join()
 
 
-@torch.no_grad()
+def parallel_for(count: int, body: Callable[[int], None]) -> None:
+    """torch's own ``at::parallel_for`` through its C interface: ``body`` runs on the threads of its pool."""
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    signature = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+
+    def chunk(begin: int, end: int, _: Any) -> None:
+        for i in range(begin, end):
+            body(i)
+
+    arguments = (ctypes.c_int64(0), ctypes.c_int64(count), ctypes.c_int64(1), signature(chunk), None)
+    assert library.torch_parallel_for(*arguments) == 0
+
+
 def test_inside_a_parallel_region_of_torch() -> None:
-    """A custom op called where torch's own pool is already at work: nested regions run on one thread, rightly."""
+    """Called where torch's own pool is already at work: regions inside of one run on one thread, rightly."""
     torch.set_num_threads(2)
     for run in subjects():
-        expected = run(X)
-        futures = [torch.jit._fork(run, X) for _ in range(4)]  # on torch's inter-op pool
-        for future in futures:
-            assert torch.equal(torch.jit._wait(future), expected)
+        with torch.no_grad():
+            expected = run(X)
+        seen: dict[int, tuple[int, bool]] = {}
+
+        def body(i: int, run: Any = run, expected: Any = expected, seen: Any = seen) -> None:
+            with torch.no_grad():
+                seen[i] = threading.get_native_id(), torch.equal(run(X), expected)
+
+        parallel_for(4, body)
+        assert sorted(seen) == [0, 1, 2, 3]
+        assert all(equal for _, equal in seen.values())
+        assert len({thread for thread, _ in seen.values()}) == 2
 
 
-@torch.no_grad()
-def test_backward_in_autograds_threads() -> None:
-    with torch.enable_grad():
-        losses = [accelerated()(X).sum() for _ in range(2)]
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda loss: loss.backward(), losses))
+def test_backward_from_several_threads() -> None:
+    models = [accelerated() for _ in range(2)]
+    losses = [model(X).sum() for model in models]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda loss: loss.backward(), losses))
+    stock = fresh()
+    stock(X).sum().backward()
+    for model in models:
+        for ours, theirs in zip(model.parameters(), stock.parameters(), strict=True):
+            assert testing.relative_error(ours.grad, theirs.grad) <= 1e-4
 
 
 @torch.no_grad()
