@@ -10,7 +10,6 @@
 namespace mnv3_fast {
 namespace {
 
-constexpr int64_t kWhole = 4096;
 constexpr int64_t kSamples = 64;
 constexpr uint64_t kStep = 0x9e3779b97f4a7c15;
 

@@ -10,7 +10,8 @@ struct Array {
   int64_t count;
 };
 
-// Every value of arrays of up to 4096 floats (every BatchNorm vector), 64 evenly spread ones of larger ones.
+// Up to this length every value counts (every BatchNorm vector), of larger arrays 64 evenly spread ones.
+constexpr int64_t kWhole = 4096;
 uint64_t fingerprint(const std::vector<Array>& arrays);
 
 }  // namespace mnv3_fast

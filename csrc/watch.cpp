@@ -103,6 +103,7 @@ uint64_t Handles::state() const {
     // Storage that is freed or resized has another address, so this is all there is to check on each call.
     if (found.values.count > 0 && !found.values.data)
       throw std::runtime_error("tensor_state: a tensor has no memory; was its storage freed?");
+    if (found.values.count <= kWhole) found.layout.data = nullptr;  // all its values are looked at, wherever they lie
     layouts.push_back(found.layout);
     arrays.push_back(found.values);
   }

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from mnv3_fast import _library
 from mnv3_fast.acceleration import share, swaps_for, unsupported_reason
 from mnv3_fast.engine.freeze import Engine
-from mnv3_fast.engine.plan import BLOCK, LINEAR, POINTWISE, POOL, STEM, Node, read_plan
+from mnv3_fast.engine.kinds import BLOCK, LINEAR, POINTWISE, POOL, STEM
+from mnv3_fast.engine.plan import Node, read_plan
 from mnv3_fast.models.description import BlockDescription, ConvLayer, SqueezeExciteLayer, Unsupported, kind_of_conv
-from mnv3_fast.nn.base import Fused, FusedNet, FusedStem, describe_whole
+from mnv3_fast.nn.base import Fused
 from mnv3_fast.nn.conditions import environment_reason
+from mnv3_fast.nn.networks import FusedEnd, FusedNet, FusedStem
 from mnv3_fast.ops.elements import output_size
 
 CALLS = 25  # of each module, for its time
@@ -47,11 +49,13 @@ class Explanation:
     """The rows of a model, and how many of them run on our kernels.
 
     ``networks`` are the networks that run as one plan in inference once nothing has changed for two calls, by their
-    paths, each with the microseconds of a call that are not the kernels' (None without an input).
+    paths, each with the microseconds of a call that are not the kernels' (None without an input); ``divided`` are those
+    that run part by part, with the reason.
     """
 
     rows: list[Row]
     networks: dict[str, float | None] = field(default_factory=dict)
+    divided: dict[str, str] = field(default_factory=dict)
 
     @property
     def fused(self) -> int:
@@ -75,6 +79,8 @@ class Explanation:
         for path, overhead in self.networks.items():
             cost = "" if overhead is None else f", {overhead:.0f} us of a call beside the kernels"
             lines.append(f"{path or 'the network'}: one plan in inference{cost}")
+        for path, reason in self.divided.items():
+            lines.append(f"{path or 'the network'}: part by part, since {reason}")
         return "\n".join(lines)
 
 
@@ -94,12 +100,15 @@ def explain(model: nn.Module, input: Tensor | None = None) -> Explanation:
         raise TypeError(f"explain: model must be an nn.Module, got {type(model).__name__}")
     swaps, _ = swaps_for(model)
     inputs = _inputs(model, input)
-    networks = {
-        path: _measured(module, inputs.get(path))[1]
-        for path, module in model.named_modules()
-        if isinstance(module, FusedNet) and not isinstance(describe_whole(module), str)
-    }
-    return Explanation(list(_rows(model, "", swaps, inputs)), networks)
+    networks, divided = {}, {}
+    for path, module in model.named_modules():
+        if isinstance(module, FusedNet):
+            reason = environment_reason() or module.whole_reason()
+            if reason is None:
+                networks[path] = _measured(module, inputs.get(path))[1]
+            else:
+                divided[path] = reason
+    return Explanation(list(_rows(model, "", swaps, inputs)), networks, divided)
 
 
 def _rows(module: nn.Module, path: str, swaps: dict[type, type[Fused]], inputs: dict[str, Tensor]) -> Iterator[Row]:
@@ -119,7 +128,7 @@ def _rows(module: nn.Module, path: str, swaps: dict[type, type[Fused]], inputs: 
     for name, child in module._modules.items():
         if child is not None:
             yield from _rows(child, f"{path}.{name}".lstrip("."), swaps, inputs)
-    if isinstance(module, FusedNet):
+    if isinstance(module, FusedEnd):
         yield _end_row(f"{path}.classifier".lstrip("."), module, x)
 
 
@@ -181,7 +190,7 @@ def _measured(module: nn.Module, x: Tensor | None) -> tuple[float | None, float 
     return statistics.median(totals) * 1e3, statistics.median(outside) * 1e6
 
 
-def _end_row(path: str, module: FusedNet, x: Tensor | None) -> Row:
+def _end_row(path: str, module: FusedEnd, x: Tensor | None) -> Row:
     """The pool and the classifier; the convolution before them has a row of its own."""
     reason = module.fallback_reason(x)
     try:

@@ -1,9 +1,9 @@
 """Folded and packed layers, kept from call to call.
 
-An entry is found by the addresses of the tensors that it was packed from. It is used only if they are as they were
-then (version counters, and ``tensor_state``: memory, layout and values, BatchNorm vectors and biases whole, 64 of each
-larger weight), and it goes when any of the tensors goes. What no check can see, a write to one weight through ``.data``
-or NumPy that misses all samples, needs ``mnv3_fast.refresh``.
+An entry is found by what its tensors are like: their version counters, and ``tensor_state``: layout and values,
+BatchNorm vectors and biases whole, of each larger weight its memory and 64 values. So it is used only if nothing has
+changed, and it goes when any of the tensors goes, or when others at the same addresses take its place. What no check
+can see, a write to one weight through ``.data`` or NumPy that misses all samples, needs ``mnv3_fast.refresh``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from torch import Tensor
 from mnv3_fast import _library
 from mnv3_fast.engine.op import STATE
 
-Key = tuple[int, ...]
+Addresses = tuple[int, ...]
+State = tuple[bytes, int, Any]
 Plan = tuple[Tensor, list[int]]
+INLINED = 8
+"""Vectors of up to this length are constants in the code that AOTInductor generates: new tensors on each call."""
 
 
 @dataclass
@@ -29,45 +32,44 @@ class Entry:
 
     plan: Tensor
     geometry: list[int]
-    state: tuple[bytes, int]
-    arguments: Any
+    state: State
+    addresses: Addresses
     references: list[Any] = field(default_factory=list)
     dropped: bool = False
 
 
-_entries: dict[Key, Entry] = {}
+_entries: dict[State, Entry] = {}
+_by_address: dict[Addresses, Entry] = {}
 
 
 def find(tensors: list[Tensor], arguments: Any, build: Callable[[], Plan]) -> Entry:
     """The plan that belongs to tensors and arguments; ``build`` packs it if there is none or it has become stale."""
-    key = tuple([tensor.data_ptr() for tensor in tensors])
-    entry = _entries.get(key)
-    if entry is not None and entry.arguments == arguments and is_current(entry, tensors):
+    state = _state_of(tensors, arguments)
+    entry = _entries.get(state)
+    if entry is not None:
         return entry
-    state = _state_of(tensors)  # first: a write meanwhile makes the new entry stale, not wrong
-    plan, geometry = build()
-    references = [weakref.ref(tensor, lambda _: _forget(key)) for tensor in tensors]
-    _forget(key)
-    entry = _entries[key] = Entry(plan, geometry, state, arguments, references)
+    plan, geometry = build()  # after the state: a write meanwhile makes the new entry stale, not wrong
+    lasting = [tensor for tensor in tensors if tensor.numel() > INLINED] or tensors
+    addresses = tuple(tensor.data_ptr() for tensor in lasting)
+    _forget(_by_address.get(addresses))
+    entry = Entry(plan, geometry, state, addresses)
+    gone = weakref.ref(entry)  # no cycle: plans are large, and should not wait for the garbage collector
+    entry.references = [weakref.ref(tensor, lambda _: _forget(gone())) for tensor in lasting]
+    _entries[state] = _by_address[addresses] = entry
     return entry
 
 
-def is_current(entry: Entry, tensors: list[Tensor]) -> bool:
-    """Whether an entry may still be used for its tensors."""
-    return not entry.dropped and _state_of(tensors) == entry.state
-
-
-def _state_of(tensors: list[Tensor]) -> tuple[bytes, int]:
+def _state_of(tensors: list[Tensor], arguments: Any) -> State:
     with torch._C._AutoDispatchBelowAutograd():
-        return _library.extension().versions(tensors), STATE(tensors)
+        return _library.extension().versions(tensors), STATE(tensors), arguments
 
 
 def drop(tensors: Iterable[Tensor]) -> int:
     """Forget every plan that was packed from one of these tensors; returns how many."""
     pointers = {tensor.data_ptr() for tensor in tensors}
-    stale = [key for key in list(_entries) if not pointers.isdisjoint(key)]
-    for key in stale:
-        _forget(key)
+    stale = [entry for entry in list(_entries.values()) if not pointers.isdisjoint(entry.addresses)]
+    for entry in stale:
+        _forget(entry)
     return len(stale)
 
 
@@ -76,7 +78,10 @@ def size() -> int:
     return len(_entries)
 
 
-def _forget(key: Key) -> None:
-    entry = _entries.pop(key, None)
-    if entry is not None:
-        entry.dropped = True
+def _forget(entry: Entry | None) -> None:
+    if entry is None:
+        return
+    entry.dropped = True
+    for table, key in ((_entries, entry.state), (_by_address, entry.addresses)):
+        if table.get(key) is entry:
+            del table[key]

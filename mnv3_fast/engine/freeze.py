@@ -13,7 +13,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from mnv3_fast import _library
 from mnv3_fast.engine.op import OP
-from mnv3_fast.engine.packing import pack_net
+from mnv3_fast.engine.packing import pack_stages
 from mnv3_fast.models.description import NetDescription, Unsupported, describe_net
 from mnv3_fast.models.torchvision import has_hooks
 
@@ -177,7 +177,7 @@ def _engine_of(model: nn.Module, scale: Tensor | None = None, shift: Tensor | No
         if scale.numel() != channels or shift.numel() != channels:
             counts = f"{scale.numel()} and {shift.numel()}"
             raise ValueError(f"freeze: scale and shift must have {channels} values, one a channel, got {counts}")
-    plan, geometry = pack_net(description, scale, shift)
+    plan, geometry = pack_stages(description.stages(), scale, shift)
     rest = [copy.deepcopy(module) for module in description.rest]
     return Engine(plan, geometry, description.input_channels(), _sequence(rest), type(model).__name__)
 

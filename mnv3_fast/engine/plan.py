@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mnv3_fast import _library
+from mnv3_fast.engine.kinds import BLOCK, LINEAR, POINTWISE, POOL, STEM
 from mnv3_fast.ops.fold_batch_norm.reference import fold_batch_norm
 from mnv3_fast.ops.inverted_residual.layout import Layer, unflatten
 
@@ -31,7 +32,6 @@ VERSION = 1
 HEADER_WORDS = 16
 NODE_WORDS = 48
 PANEL = 16
-STEM, BLOCK, POINTWISE, POOL, LINEAR = 1, 2, 3, 4, 5
 
 
 def pack_panels(weight: Tensor) -> Tensor:

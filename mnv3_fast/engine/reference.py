@@ -6,12 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mnv3_fast.engine.kinds import BLOCK, LINEAR, POINTWISE, POOL, STEM
 from mnv3_fast.engine.plan import (
-    BLOCK,
-    LINEAR,
-    POINTWISE,
-    POOL,
-    STEM,
     Node,
     floats_at,
     read_plan,

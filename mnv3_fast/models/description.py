@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from mnv3_fast.engine.kinds import BLOCK, LINEAR, POINTWISE, POOL, STEM
 from mnv3_fast.ops.depthwise_conv.op import KERNEL_SIZES
 from mnv3_fast.ops.elements import ACTIVATIONS, GATES
 from mnv3_fast.ops.inverted_residual.layout import HAS_BATCH_NORM, HAS_BIAS, NOT_AFFINE
+from mnv3_fast.ops.network.layout import Stage, has_bias, join
 
 STOCK: dict[type, type] = {}
 """Each fused class (mnv3_fast.nn) and the class that it stands for."""
@@ -71,6 +73,16 @@ class ConvLayer:
             return None
         norm = self.norm
         return norm.weight, norm.bias, norm.running_mean, norm.running_var, float(norm.eps)
+
+    def stage(self) -> Stage:
+        """The stage of ``mnv3_fast::network`` that this convolution is; raises Unsupported for a depthwise one."""
+        kind = kind_of_conv(self)
+        if kind == "depthwise":
+            raise Unsupported("a lone depthwise convolution is no stage of a network")
+        spec = [self.flags(), ACTIVATIONS[self.activation]]
+        if kind == "pointwise":
+            return Stage(POINTWISE, spec, [self.eps()], self.tensors())
+        return Stage(STEM, spec + self.window(), [self.eps()], self.tensors())
 
     def weights(self) -> int:
         """Multiply-adds for one output pixel."""
@@ -134,6 +146,14 @@ class LinearLayer:
     linear: nn.Module
     activation: str
 
+    def stage(self) -> Stage:
+        """The stage of ``mnv3_fast::network`` that this layer is."""
+        return Stage(LINEAR, [has_bias(self.linear.bias), ACTIVATIONS[self.activation]], [], self.tensors())
+
+    def tensors(self) -> list[Tensor]:
+        """Weight and bias, if there is one."""
+        return [self.linear.weight] if self.linear.bias is None else [self.linear.weight, self.linear.bias]
+
 
 @dataclass(frozen=True)
 class NetDescription:
@@ -155,6 +175,22 @@ class NetDescription:
         first = self.stem or (self.blocks[0].expand or self.blocks[0].depthwise if self.blocks else self.tail)
         assert first is not None, "a description of nothing"
         return first.conv.in_channels
+
+    def stages(self) -> list[Stage]:
+        """The stages of ``mnv3_fast::network``."""
+        stages = [] if self.stem is None else [self.stem.stage()]
+        for block in self.blocks:
+            tensors, spec, constants = block.flatten()
+            stages.append(Stage(BLOCK, spec, constants, tensors))
+        if self.tail is not None:
+            stages.append(self.tail.stage())
+        if self.pooled:
+            stages.append(Stage(POOL, [], [], []))
+        return stages + [layer.stage() for layer in self.head]
+
+    def flatten(self) -> tuple[list[Tensor], list[int], list[float]]:
+        """tensors, spec and constants of ``mnv3_fast::network`` (ops/network/layout.py)."""
+        return join(self.stages())
 
 
 def read_activation(module: nn.Module | None) -> str:

@@ -108,6 +108,20 @@ def stem_layer(model: nn.Module) -> ConvLayer:
     return stem
 
 
+def _is_linear(module: nn.Module) -> bool:
+    """torch's, or timm's, which computes the same."""
+    return type(module) is nn.Linear or is_timm(module, "Linear")
+
+
+def net_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that :func:`read_net` describes, with the containers that hold them."""
+    modules: list[nn.Module] = []
+    for name, child in model.named_children():
+        if name != "classifier" or _is_linear(child) or type(child) is nn.Identity:
+            modules += list(child.modules())
+    return modules
+
+
 def read_net(model: nn.Module) -> NetDescription | None:
     """MobileNetV3 with average pooling: conv_stem, bn1, blocks, global_pool, conv_head, act2, classifier."""
     if not is_timm(model, "MobileNetV3"):
@@ -123,13 +137,15 @@ def read_net(model: nn.Module) -> NetDescription | None:
         blocks.append(block)
     if getattr(model.global_pool, "pool_type", None) != "avg":
         raise Unsupported(f"global_pool {model.global_pool} has no kernel (average pooling has)")
+    if type(model.flatten) is not nn.Flatten or model.flatten.start_dim != 1:
+        raise Unsupported(f"flatten is {model.flatten}, expected Flatten(1)")
     if type(model.norm_head) is not nn.Identity:
         raise Unsupported(f"norm_head {type(model.norm_head).__name__} has no kernel")
     if type(model.conv_head) is not nn.Conv2d or model.conv_head.kernel_size != (1, 1):
         raise Unsupported(f"conv_head {model.conv_head} has no kernel")
     head = [LinearLayer(model.conv_head, read_activation(model.act2))]
     rest: tuple[nn.Module, ...] = ()
-    if type(model.classifier) is nn.Linear:
+    if _is_linear(model.classifier):
         head.append(LinearLayer(model.classifier, "none"))
     elif type(model.classifier) is not nn.Identity:
         rest = (model.classifier,)

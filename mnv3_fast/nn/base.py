@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from mnv3_fast.engine import cache
 from mnv3_fast.engine.op import OP
-from mnv3_fast.models.description import ConvLayer, NetDescription, Unsupported, kind_of_conv
-from mnv3_fast.nn.conditions import environment_reason, input_reason, is_plain, observed, transform_active
+from mnv3_fast.models.description import ConvLayer, Unsupported, kind_of_conv
+from mnv3_fast.nn.conditions import environment_reason, input_reason, observed, plan_may_run, transform_active
 from mnv3_fast.nn.containers import StandIn
 from mnv3_fast.nn.fusion import (
     Fusion,
     Inside,
     Reader,
-    WholeNet,
     describe,
     forget,
     fusion_of,
@@ -28,7 +27,7 @@ from mnv3_fast.nn.parts import Description, flattened, modules_below
 from mnv3_fast.ops import registration
 from mnv3_fast.ops.depthwise_conv import op as depthwise
 from mnv3_fast.ops.elements import ACTIVATIONS
-from mnv3_fast.ops.inverted_residual.op import run_block
+from mnv3_fast.ops.inverted_residual.op import PACKED as BLOCK
 from mnv3_fast.ops.pointwise_conv import op as pointwise
 from mnv3_fast.ops.stem_conv import op as stem
 
@@ -77,7 +76,7 @@ def fused_output(root: nn.Module, x: Tensor, reader: Reader, run: Run, inside: I
 def current_entry(root: nn.Module, x: Any) -> cache.Entry | None:
     """The packed weights of a described part if it has them and may run on them: what most calls in inference ask."""
     fusion = root.__dict__.get("_fusion")
-    if fusion is None or not is_plain(x) or grad_possible(x, fusion) or observed() or transform_active():
+    if fusion is None or not plan_may_run(x) or grad_possible(x, fusion):
         return None
     return fusion.current(root)
 
@@ -104,11 +103,6 @@ def reason_of(root: Any, x: Tensor | None, inside: Inside) -> str | None:
         return reason
     fusion = describe(root, type(root)._reader, inside)
     return fusion if isinstance(fusion, str) else None
-
-
-def describe_whole(net: FusedNet) -> Fusion | str:
-    """What a network's one plan is made of, or why there is none."""
-    return describe(net, type(net)._net_reader, type(net)._net_modules)
 
 
 class Packed(nn.Module):
@@ -157,95 +151,12 @@ class Fused(Packed, StandIn):
         return reason_of(self, x, modules_below)
 
 
-class FusedStem(Packed):
-    """Mixin for a network whose stem is a convolution and a norm of the network's own, not a module."""
-
-    def _reader(self) -> ConvLayer:
-        raise NotImplementedError
-
-    def _stem_modules(self) -> list[nn.Module]:
-        raise NotImplementedError
-
-    def _fused_stem(self, x: Tensor) -> Tensor | None:
-        """The stem's output by its op, None if torch must run it."""
-        return fused_output(self, x, type(self)._reader, _run_described, type(self)._stem_modules)
-
-    def fallback_reason(self, x: Tensor | None = None) -> str | None:
-        """As :meth:`Fused.fallback_reason`, for the stem."""
-        return reason_of(self, x, type(self)._stem_modules)
-
-
-class FusedNet(Packed):
-    """Mixin for a network that runs as one op in inference, or its last convolution, pool and classifier as one.
-
-    Only a plain inference pass takes these: where something is to be differentiated or captured, each module runs.
-    """
-
-    def _net_reader(self) -> NetDescription:
-        """The whole network."""
-        raise NotImplementedError
-
-    def _net_modules(self) -> list[nn.Module]:
-        raise NotImplementedError
-
-    def _fused_net(self, x: Tensor) -> Tensor | None:
-        """The network's output by one op and the modules after it, None if it must run part by part."""
-        if not self._is_inference(x):
-            return None
-        whole = self.__dict__.get("_whole")
-        if whole is None:
-            whole = self.__dict__["_whole"] = WholeNet()
-        found = whole.entry(self, type(self)._net_reader, type(self)._net_modules)
-        if found is None:
-            return None
-        entry, rest = found
-        y = run_entry(x, entry)
-        for module in rest:
-            y = module(y)
-        return y
-
-    def _is_inference(self, x: Tensor) -> bool:
-        return not (
-            torch.compiler.is_compiling()
-            or self.training
-            or torch.is_grad_enabled()
-            or not is_plain(x)
-            or transform_active()
-            or observed()
-        )
-
-    def _reader(self) -> NetDescription:
-        raise NotImplementedError
-
-    def _end_modules(self) -> list[nn.Module]:
-        raise NotImplementedError
-
-    def _fused_end(self, x: Tensor) -> tuple[Callable[[Tensor], Tensor], tuple[nn.Module, ...]] | None:
-        """The op, for the output of the blocks, and the modules after it; None if each module must run."""
-        if not self._is_inference(x):
-            return None
-        fusion = self.__dict__.get("_fusion")
-        entry = None if fusion is None else fusion.current(self)
-        if entry is None:
-            found = fusion_of(self, type(self)._reader, type(self)._end_modules)
-            if isinstance(found, str):
-                return None
-            fusion, tensors = found
-            entry = fusion.plan(tensors)
-            assert entry is not None
-        return lambda y: run_entry(y, entry), fusion.description.rest
-
-    def fallback_reason(self, x: Tensor | None = None) -> str | None:
-        """As :meth:`Fused.fallback_reason`, for what comes after the blocks."""
-        return reason_of(self, x, type(self)._end_modules)
-
-
 class FusedBlock(Fused):
     """An inverted residual block on ``mnv3_fast::inverted_residual``."""
 
     def _run(self, x: Tensor, description: Any, tensors: list[Tensor], arguments: Any) -> Tensor:
         spec, constants = arguments
-        return run_block(x, tensors, spec, constants)
+        return BLOCK.run(x, tensors, spec, constants)
 
 
 class FusedConv(Fused):
@@ -253,10 +164,6 @@ class FusedConv(Fused):
 
     def _run(self, x: Tensor, description: Any, tensors: list[Tensor], arguments: Any) -> Tensor:
         return run_conv(x, description)
-
-
-def _run_described(x: Tensor, description: Any, tensors: list[Tensor], arguments: Any) -> Tensor:
-    return run_conv(x, description)
 
 
 def checked_conv(layer: ConvLayer | None) -> ConvLayer:

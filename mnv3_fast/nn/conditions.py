@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
@@ -29,7 +29,7 @@ def input_reason(x: Any) -> str | None:
         return "the input is no tensor (symbolic tracing)"
     if x.dtype is not torch.float32:
         return f"the input is {x.dtype}, the kernels are float32"
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"the input is on {x.device}, the kernels are for the CPU"
     if x.layout is not torch.strided:
         return f"the input's layout is {x.layout}, not strided"
@@ -38,17 +38,20 @@ def input_reason(x: Any) -> str | None:
     return environment_reason()
 
 
-def is_plain(x: Any) -> bool:
-    """Whether :func:`input_reason` has nothing against an input, and no module hooks are global; in little time."""
+def plan_may_run(x: Any) -> bool:
+    """Whether a plan may run on an input in place of the modules: nothing wants to see these, or the ops inside."""
     return (
         type(x) is Tensor
-        and x.dtype is torch.float32
-        and x.is_cpu
-        and x.layout is torch.strided
-        and x.dim() == 4
-        and environment_reason() is None
+        and input_reason(x) is None
         and not torch_module._has_any_global_hook()
+        and not transform_active()
+        and not observed()
     )
+
+
+def is_inference(root: nn.Module, x: Any) -> bool:
+    """The same for a pass of a module in which nothing is differentiated."""
+    return not (root.training or torch.is_grad_enabled()) and plan_may_run(x)
 
 
 def transform_active() -> bool:

@@ -19,7 +19,6 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from mnv3_fast import _library
 from mnv3_fast.engine import cache
 from mnv3_fast.engine.op import WATCH
-from mnv3_fast.engine.packing import pack_net
 from mnv3_fast.models.description import (
     BlockDescription,
     ConvLayer,
@@ -39,7 +38,9 @@ from mnv3_fast.nn.parts import (
     source_of,
     tensor_names,
 )
-from mnv3_fast.ops.inverted_residual.op import packed as packed_block
+from mnv3_fast.ops.inverted_residual.op import PACKED as BLOCK
+from mnv3_fast.ops.network.layout import join
+from mnv3_fast.ops.network.op import PACKED as NETWORK
 
 logger = logging.getLogger("mnv3_fast")
 
@@ -67,7 +68,7 @@ class Fusion:
 
     def __init__(self, root: nn.Module, description: Description, inside: Sequence[nn.Module]) -> None:
         self.description = description
-        self.arguments = description.flatten()[1:] if isinstance(description, BlockDescription) else None
+        self.arguments = _arguments_of(description)
         self._packed: tuple[cache.Entry, Any] | None = None  # with its tensors' Watch, always together
         _, norms, layers = parts_of(description)
         names = [pair for layer in layers for pair in tensor_names(layer)]
@@ -134,35 +135,13 @@ class Fusion:
         """The weights that :meth:`tensors` just gave, packed; None for what no plan holds."""
         packed = self._packed
         if packed is None or packed[0].dropped:
-            if not self.has_plan():
+            if self.arguments is None:
                 return None
             with torch._C._AutoDispatchBelowAutograd():  # before packing: a write meanwhile makes it stale, not wrong
                 watch = _library.extension().Watch(self._flat_sources, WATCH(tensors))
-            packed = self._packed = (self._pack(tensors), watch)
+            op = BLOCK if isinstance(self.description, BlockDescription) else NETWORK
+            packed = self._packed = (op.packed(tensors, *self.arguments), watch)
         return packed[0]
-
-    def has_plan(self) -> bool:
-        """Whether a plan can hold what is described."""
-        description = self.description
-        if isinstance(description, ConvLayer):
-            return kind_of_conv(description) != "depthwise"
-        return isinstance(description, (BlockDescription, NetDescription))
-
-    def _pack(self, tensors: list[Tensor]) -> cache.Entry:
-        description = self.description
-        if isinstance(description, BlockDescription):
-            assert self.arguments is not None
-            return packed_block(tensors, *self.arguments)
-        if isinstance(description, ConvLayer):
-            is_stem = kind_of_conv(description) == "stem"
-            stem, tail = (description, None) if is_stem else (None, description)
-            description = NetDescription(stem, (), tail, pooled=False)
-        assert isinstance(description, NetDescription)
-        arguments = [(layer.window(), layer.eps(), layer.activation) for layer in _convs_of(description)]
-        arguments += [(layer.activation,) for layer in description.head]
-        arguments += [tuple(map(tuple, block.flatten()[1:])) for block in description.blocks]
-        net = description
-        return cache.find(tensors, (net.pooled, arguments), lambda: pack_net(net))
 
     def __deepcopy__(self, memo: Any) -> None:
         return None  # a copied module is described anew
@@ -171,66 +150,19 @@ class Fusion:
         return type(None), ()
 
 
+def _arguments_of(description: Description) -> tuple[list[int], list[float]] | None:
+    """The arguments beside tensors of the op whose plan holds what is described; None for what no plan holds."""
+    if isinstance(description, (BlockDescription, NetDescription)):
+        _, spec, constants = description.flatten()
+        return spec, constants
+    if isinstance(description, ConvLayer) and kind_of_conv(description) != "depthwise":
+        _, spec, constants = join([description.stage()])
+        return spec, constants
+    return None
+
+
 def _flat(rows: Iterable[tuple]) -> tuple:
     return tuple(item for row in rows for item in row)
-
-
-def _convs_of(description: NetDescription) -> list[ConvLayer]:
-    return [layer for layer in (description.stem, description.tail) if layer is not None]
-
-
-class WholeNet:
-    """A network as one plan, for plain inference passes in which nothing has changed for a while.
-
-    A network whose weights or modules change from call to call is better off with a plan for each block: only those
-    that changed are packed again. So after a change, or where the whole cannot be one plan (a hook somewhere, a block
-    that runs on torch), some calls pass before it is tried again, up to 1024.
-    """
-
-    def __init__(self) -> None:
-        self._fusion: Fusion | None = None
-        self._patience = self._wait = 1
-
-    def entry(self, root: nn.Module, reader: Reader, inside: Inside) -> tuple[cache.Entry, Sequence[nn.Module]] | None:
-        """The plan and the modules after it; None if the network must run part by part."""
-        fusion = self._fusion
-        entry = None if fusion is None else fusion.current(root)
-        if fusion is not None and entry is not None:
-            self._patience = 1
-            return entry, fusion.description.rest
-        if fusion is None and self._wait > 0:
-            self._wait -= 1
-            return None
-        self._fusion = None
-        self._patience = self._wait = min(2 * self._patience, 1024)
-        if fusion is None:
-            return self._packed(root, reader, inside)
-        return None
-
-    def _packed(
-        self, root: nn.Module, reader: Reader, inside: Inside
-    ) -> tuple[cache.Entry, Sequence[nn.Module]] | None:
-        fusion = describe(root, reader, inside)
-        if isinstance(fusion, str):
-            return None
-        for module in inside(root):
-            module.__dict__.pop("_fusion", None)  # their plans would only take memory
-        root.__dict__.pop("_fusion", None)
-        tensors = [holder[name] for holder, name in fusion.sources]
-        cache.drop(tensors)
-        try:
-            entry = fusion.plan(tensors)
-        except (TypeError, ValueError, RuntimeError):
-            return None  # parts that do not fit each other; the one that does not will say so
-        assert entry is not None
-        self._fusion = fusion
-        return entry, fusion.description.rest
-
-    def __deepcopy__(self, memo: Any) -> None:
-        return None
-
-    def __reduce__(self) -> Any:
-        return type(None), ()
 
 
 def forget(module: nn.Module) -> None:

@@ -39,8 +39,10 @@ PLAIN = (Tensor, nn.Parameter)
 
 def _layers_of(description: Description) -> list[Any]:
     if isinstance(description, NetDescription):
-        layers = [layer for layer in (description.stem, description.tail) if layer is not None]
-        return [*layers, *(layer for block in description.blocks for layer in _layers_of(block)), *description.head]
+        stem = [] if description.stem is None else [description.stem]
+        tail = [] if description.tail is None else [description.tail]
+        inside = [layer for block in description.blocks for layer in _layers_of(block)]
+        return [*stem, *inside, *tail, *description.head]
     if isinstance(description, BlockDescription):
         squeeze = description.squeeze_excite
         return [*description.layers(), *([] if squeeze is None else [squeeze])]
@@ -92,11 +94,9 @@ def modules_reason(inside: Sequence[nn.Module], description: Description) -> str
     return "there are global module hooks" if torch_module._has_any_global_hook() else None
 
 
-def flattened(
-    description: BlockDescription | ConvLayer | SqueezeExciteLayer,
-) -> tuple[list[Tensor], tuple[list[int], list[float]] | None]:
-    """The tensors of a description, and the other arguments of a block's op."""
-    if isinstance(description, BlockDescription):
+def flattened(description: Description) -> tuple[list[Tensor], tuple[list[int], list[float]] | None]:
+    """The tensors of a description, and the other arguments of a block's or a network's op."""
+    if isinstance(description, (BlockDescription, NetDescription)):
         tensors, spec, constants = description.flatten()
         return tensors, (spec, constants)
     return description.tensors(), None

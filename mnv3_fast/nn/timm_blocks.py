@@ -10,9 +10,10 @@ from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
 from mnv3_fast.models import timm
-from mnv3_fast.models.description import STOCK, BlockDescription, ConvLayer
-from mnv3_fast.nn.base import Fused, FusedBlock, FusedConv, FusedStem, checked_conv
+from mnv3_fast.models.description import STOCK, BlockDescription, ConvLayer, NetDescription, Unsupported
+from mnv3_fast.nn.base import Fused, FusedBlock, FusedConv, checked_conv
 from mnv3_fast.nn.containers import StandIn, like_input
+from mnv3_fast.nn.networks import FusedNet, FusedStem, check_accelerated
 
 
 class InvertedResidual(FusedBlock, blocks.InvertedResidual):
@@ -48,14 +49,31 @@ class ConvBnAct(FusedConv, blocks.ConvBnAct):
         return super().forward(x)
 
 
-class MobileNetV3(FusedStem, StandIn, mobilenetv3.MobileNetV3):
-    """timm's network: its stem, which has no module of its own, on one fused op; maps in the format of the input."""
+class MobileNetV3(FusedNet, FusedStem, StandIn, mobilenetv3.MobileNetV3):
+    """timm's network in one op, or its stem, which has no module of its own; maps in the format of the input."""
+
+    def _net_reader(self) -> NetDescription:
+        for name in ("forward_features", "forward_head"):
+            if name in self.__dict__:
+                raise Unsupported(f"it has a {name} of its own")
+        check_accelerated(child for stage in self.blocks for child in stage)
+        description = timm.read_net(self)
+        assert description is not None
+        return description
+
+    def _net_modules(self) -> list[nn.Module]:
+        return timm.net_modules(self)
 
     def _reader(self) -> ConvLayer:
         return timm.stem_layer(self)
 
     def _stem_modules(self) -> list[nn.Module]:
         return [*self.conv_stem.modules(), *self.bn1.modules()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As timm's."""
+        output = self._fused_net(x)
+        return super().forward(x) if output is None else output
 
     def forward_features(self, x: Tensor) -> Tensor:
         """As timm's."""

@@ -15,10 +15,10 @@ from mnv3_fast.models.description import (
     ConvLayer,
     NetDescription,
     SqueezeExciteLayer,
-    Unsupported,
 )
-from mnv3_fast.nn.base import Fused, FusedBlock, FusedConv, FusedNet, checked_conv
+from mnv3_fast.nn.base import Fused, FusedBlock, FusedConv, checked_conv
 from mnv3_fast.nn.containers import StandIn, like_input
+from mnv3_fast.nn.networks import FusedEnd, FusedNet, check_accelerated
 from mnv3_fast.ops import registration
 from mnv3_fast.ops.elements import ACTIVATIONS, GATES
 from mnv3_fast.ops.squeeze_excite import op as squeeze_excite
@@ -51,13 +51,11 @@ class SqueezeExcitation(Fused, misc.SqueezeExcitation):
         return registration.call(squeeze_excite.OP, reference, squeeze_excite.FUNCTION, args)
 
 
-class MobileNetV3(FusedNet, StandIn, mobilenetv3.MobileNetV3):
+class MobileNetV3(FusedNet, FusedEnd, StandIn, mobilenetv3.MobileNetV3):
     """torchvision's network in one op, or what comes after the blocks (1x1 convolution, pool, classifier) in one."""
 
     def _net_reader(self) -> NetDescription:
-        for child in self.features:
-            if not isinstance(child, Fused):
-                raise Unsupported(f"{type(child).__name__} in features is not accelerated")
+        check_accelerated(self.features)
         description = torchvision.read_net(self)
         assert description is not None
         return description
@@ -84,11 +82,7 @@ class MobileNetV3(FusedNet, StandIn, mobilenetv3.MobileNetV3):
         if end is None:
             y = like_input(self.features[-1](y), x)
             return self.classifier(self.avgpool(y).flatten(1))
-        run, rest = end
-        y = run(y)
-        for module in rest:
-            y = module(y)
-        return y
+        return end(y)
 
 
 SWAPS: dict[type, type[Fused]] = {

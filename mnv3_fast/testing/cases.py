@@ -22,6 +22,7 @@ OPS = (
     "squeeze_excite_gate",
     "squeeze_excite",
     "inverted_residual",
+    "network",
 )
 
 

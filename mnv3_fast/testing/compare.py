@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mnv3_fast import _library
 from mnv3_fast.testing.cases import Case
 from mnv3_fast.testing.layers import double
 
@@ -51,6 +52,13 @@ def outputs_of(case: Case, plant: Plant | None = None) -> tuple[list[Tensor], li
     args = prepared(case)
     ours = op(*(args if plant is None else prepared(case, plant)))
     return as_list(ours), as_list(reference(*args)), as_list(reference(*double(args)))
+
+
+def take_variant(op: str) -> str | None:
+    """The instruction set of the code that an op ran on since the last call; of a network that of all its parts."""
+    parts = ("stem_conv", "inverted_residual", "pointwise_conv") if op == "network" else (op,)
+    ran = sorted({variant for variant in map(_library.take_variant, parts) if variant is not None})
+    return ", ".join(ran) or None
 
 
 def as_list(outputs: Any) -> list[Tensor]:

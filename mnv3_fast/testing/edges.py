@@ -3,17 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+import torch
 
 from mnv3_fast.testing.cases import (
     EDGE_CHANNELS,
+    bias_of,
     block,
     depthwise,
     fold,
     gate,
+    map_of,
     pointwise,
     squeeze_excite,
     stem,
+    weight_of,
 )
+
+
+def linear(inputs: int, outputs: int, activation: str = "none", bias: bool = True) -> Callable:
+    """A builder of the "linear" stage of ``network`` cases."""
+
+    def build(generator: torch.Generator, layout: str) -> tuple[tuple, dict[str, Any]]:
+        weight = weight_of(generator, outputs, inputs)
+        return (None, weight, bias_of(generator, outputs, bias)), {"activation": activation}
+
+    return build
+
+
+def network(n: int, c: int, h: int, w: int, *stages: tuple[str, Callable] | str, bytes: bool = False) -> Callable:
+    """A builder of ``network`` cases: "pool", or the name of a stage and a builder of its own cases, input left out."""
+
+    def build(generator: torch.Generator, layout: str) -> tuple[tuple, dict[str, Any]]:
+        x = map_of(generator, n, c, h, w, layout)
+        x = (x * 60 + 128).clamp(0, 255).to(torch.uint8) if bytes else x
+        rows: list[tuple] = []
+        for stage in stages:
+            if isinstance(stage, str):
+                rows.append((stage,))
+            else:
+                (_, *arguments), options = stage[1](generator, "contiguous")
+                rows.append((stage[0], tuple(arguments), options))
+        return (x, rows), {}
+
+    return build
+
+
+_WHOLE = (
+    ("stem_conv", stem(1, 3, 1, 1, 16, activation="hardswish")),
+    ("inverted_residual", block(1, 16, 5, 5, 40, 24, 3, 8, stride=2, activation="relu")),
+    ("inverted_residual", block(1, 24, 5, 5, 72, 24, 5, residual=True, activation="hardswish")),
+    ("pointwise_conv", pointwise(1, 24, 1, 1, 40, activation="hardswish")),
+    "pool",
+    ("linear", linear(40, 33, "hardswish")),
+    ("linear", linear(33, 10)),
+)
+_END = (("pointwise_conv", pointwise(1, 40, 1, 1, 24, activation="hardswish")), "pool")
 
 EDGES: dict[str, list[tuple[str, Callable]]] = {
     "fold_batch_norm": [
@@ -115,5 +161,19 @@ EDGES: dict[str, list[tuple[str, Callable]]] = {
         ("sigmoid_gate", block(1, 16, 5, 5, 48, 16, 3, 8, gate="sigmoid")),
         ("slope", block(1, 16, 5, 5, 48, 16, 3, 8, slope=0.2)),
         ("no_batch", block(0, 16, 5, 5, 48, 16, 3, 8)),
+    ],
+    "network": [
+        ("whole", network(2, 3, 33, 31, *_WHOLE)),
+        ("whole_one_pixel", network(3, 3, 1, 1, *_WHOLE)),
+        ("whole_no_batch", network(0, 3, 33, 31, *_WHOLE)),
+        ("whole_bytes", network(2, 3, 21, 24, *_WHOLE, bytes=True)),
+        *[(f"classes{c}", network(2, 40, 7, 5, *_END, ("linear", linear(24, c)))) for c in EDGE_CHANNELS],
+        ("body", network(2, 3, 29, 40, *_WHOLE[:4])),
+        ("blocks", network(1, 16, 13, 9, *_WHOLE[1:3])),
+        ("stem_alone", network(1, 1, 9, 12, ("stem_conv", stem(1, 1, 1, 1, 17, bias=True, batch_norm=None)))),
+        ("block_alone", network(2, 20, 9, 8, ("inverted_residual", block(1, 20, 9, 8, 0, 12, 5, stride=2)))),
+        ("pointwise_alone", network(1, 20, 5, 6, ("pointwise_conv", pointwise(1, 20, 1, 1, 33, affine=False)))),
+        ("end", network(1, 40, 7, 7, *_END)),
+        ("pool_behind_block", network(2, 16, 13, 9, *_WHOLE[1:3], "pool", ("linear", linear(24, 10, bias=False)))),
     ],
 }

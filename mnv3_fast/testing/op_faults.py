@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mnv3_fast.testing.cases import Case, block, depthwise, fold, pointwise, squeeze_excite, stem
 from mnv3_fast.testing.compare import Plant
+from mnv3_fast.testing.edges import EDGES
 
 Call = tuple[tuple, dict[str, Any]]
 
@@ -80,6 +81,12 @@ def lost_residual(args: tuple, keywords: dict[str, Any]) -> Call:
     return args, keywords | {"residual": False}
 
 
+def lost_activation(args: tuple, keywords: dict[str, Any]) -> Call:
+    """The last stage but one of a network forgets its activation."""
+    name, arguments, options = args[1][-2]
+    return (args[0], [*args[1][:-2], (name, arguments, options | {"activation": "none"}), args[1][-1]]), keywords
+
+
 def swapped_images(args: tuple, keywords: dict[str, Any]) -> Call:
     """The images of a batch change places."""
     return (args[0].flip(0), *args[1:]), keywords
@@ -106,4 +113,6 @@ OP_FAULTS: dict[str, OpFault] = {
     "inverted_residual: lost tap": _fault("inverted_residual", _BLOCK, lost_block_tap),
     "inverted_residual: lost residual": _fault("inverted_residual", _BLOCK, lost_residual),
     "inverted_residual: swapped images": _fault("inverted_residual", _BLOCK, swapped_images),
+    "network: lost activation": _fault("network", dict(EDGES["network"])["whole"], lost_activation),
+    "network: swapped images": _fault("network", dict(EDGES["network"])["whole"], swapped_images),
 }

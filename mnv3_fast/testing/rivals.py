@@ -81,7 +81,9 @@ def _folded_args(op: str, args: tuple) -> tuple | None:
     return (args[0], weight, bias, None, None, None, None, 0.0, *args[8:])
 
 
-def _with_layout(args: tuple, memory_format: torch.memory_format) -> tuple:
+def with_layout(args: tuple, memory_format: torch.memory_format) -> tuple:
+    """The raw arguments of an op with all their maps and weights in a memory format."""
+
     def convert(value: Any) -> Any:
         if isinstance(value, Tensor) and value.dim() == 4:
             return value.contiguous(memory_format=memory_format)
@@ -96,8 +98,8 @@ def op_rivals(case: Case, compiled: bool = False) -> dict[str, Run]:
     """One layer: eager torch in both layouts, with BatchNorm folded, compiled, and our op."""
     args = prepared(case)
     reference, op = reference_of(case.op), op_module(case.op).OP
-    contiguous = _with_layout(args, torch.contiguous_format)
-    nhwc = _with_layout(args, torch.channels_last)
+    contiguous = with_layout(args, torch.contiguous_format)
+    nhwc = with_layout(args, torch.channels_last)
     runs: dict[str, Run] = {"eager": lambda: reference(*contiguous), "eager channels_last": lambda: reference(*nhwc)}
     folded = _folded_args(case.op, nhwc)
     if folded is not None:

@@ -176,8 +176,9 @@ def test_ctrl_c_leaves_whole_records(photo: str, tmp_path: Path) -> None:
     folder.mkdir()
     links(photo, folder, 2000)
     process = subprocess.Popen(
-        [*COMMAND, "predict", str(folder), *RANDOM, "--output", str(output)], stderr=subprocess.PIPE, text=True
-    )
+        [*COMMAND, "predict", str(folder), *RANDOM, "--output", str(output)], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's "&" has it ignored
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (output.exists() and output.stat().st_size):
         time.sleep(0.05)

@@ -14,6 +14,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 import mnv3_fast
 from mnv3_fast import testing
+from mnv3_fast.testing.compare import op_module
 from tests.models.common import cached_parity_model, count_ops
 
 X = testing.parity_images(2, 64, seed=1)
@@ -50,8 +51,7 @@ def test_export_accelerated(tmp_path: Path) -> None:
     model = cached_parity_model("small")
     program = torch.export.export(mnv3_fast.accelerate(model), (X,), dynamic_shapes=DYNAMIC)
     targets = graph_ops(program)
-    assert targets.count("mnv3_fast.inverted_residual.default") == 11
-    assert not [t for t in targets if "conv2d" in t or "batch_norm" in t]
+    assert targets == ["mnv3_fast.network.default"]
     larger = testing.parity_images(3, 96, 130)
     assert testing.relative_error(program.module()(larger), model(larger)) <= testing.NET_LIMIT
     torch.export.save(program, tmp_path / "model.pt2")
@@ -149,22 +149,81 @@ COMPILE_OPTIONS = [
 @torch.no_grad()
 @pytest.mark.parametrize("options", COMPILE_OPTIONS, ids=str)
 def test_compiled_graphs_hold_our_ops(options: dict) -> None:
-    """Counted as they run: eleven blocks, stem and last convolution; no convolution or norm of torch's."""
+    """Counted as they run: one op, no convolution, norm or classifier of torch's."""
     model = copy.deepcopy(cached_parity_model("small"))
     torch._dynamo.reset()
     compiled = torch.compile(mnv3_fast.accelerate(model), fullgraph=True, **options)
     for x in (X, testing.parity_images(3, 96)):
         assert testing.relative_error(compiled(x), model(x)) <= testing.NET_LIMIT
         counts = count_ops(lambda x=x: compiled(x))
-        assert counts["mnv3_fast::inverted_residual"] == 11
-        assert counts["mnv3_fast::stem_conv"] == counts["mnv3_fast::pointwise_conv"] == 1
-        assert not [name for name in counts if "convolution" in name or "batch_norm" in name]
+        assert counts["mnv3_fast::network"] == counts["mnv3_fast::run_plan"] == 1
+        assert not [name for name in counts if "convolution" in name or "batch_norm" in name or "addmm" in name]
     for step in range(2):
         model.features[3].block[0][0].weight.mul_(1.3)
         model.features[5].block[1][1].running_mean.add_(0.2)
         model.features[0][0].weight.data.mul_(1.1)
         model.classifier[3].bias.add_(step + 1)
         assert testing.relative_error(compiled(X), model(X)) <= testing.NET_LIMIT
+
+
+@torch.no_grad()
+def test_a_hook_inside_divides_the_captured_network() -> None:
+    model = copy.deepcopy(cached_parity_model("small"))
+    accelerated = mnv3_fast.accelerate(model)
+    for m in (model, accelerated):
+        m.features[5].block[0][0].register_forward_hook(lambda m, args, output: output * 2)
+    program = torch.export.export(accelerated, (X,))
+    assert graph_ops(program).count("mnv3_fast.inverted_residual.default") == 10
+    assert testing.relative_error(program.module()(X), model(X)) <= testing.NET_LIMIT
+
+
+def test_a_program_exported_with_gradients_on_is_one_op_too() -> None:
+    model = cached_parity_model("small")
+    program = torch.export.export(mnv3_fast.accelerate(model), (X,))
+    assert graph_ops(program) == ["mnv3_fast.network.default"]
+    with torch.no_grad():
+        assert testing.relative_error(program.module()(X), model(X)) <= testing.NET_LIMIT
+
+
+def test_a_compiled_network_gives_gradients() -> None:
+    """Block by block, as in eager mode."""
+    model = copy.deepcopy(cached_parity_model("small"))
+    torch._dynamo.reset()
+    compiled = torch.compile(mnv3_fast.accelerate(model), fullgraph=True, backend="aot_eager")
+    grads = []
+    for m in (model, compiled):
+        model.zero_grad()
+        m(X).square().mean().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert testing.relative_error(b, a) <= 1e-4
+
+
+@torch.no_grad()
+def test_compiled_functional_call_takes_the_tensors_it_is_given() -> None:
+    model = cached_parity_model("small")
+    accelerated = mnv3_fast.accelerate(model)
+    doubled = {"classifier.3.weight": model.classifier[3].weight * 2}
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: torch.func.functional_call(accelerated, doubled, (x,)), backend="aot_eager")
+    expected = torch.func.functional_call(model, doubled, (X,))
+    assert testing.relative_error(compiled(X), expected) <= testing.NET_LIMIT
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_aot_inductor_packs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code that it generates gives new tensors for short vectors on each call."""
+    model = cached_parity_model("small")
+    program = torch.export.export(mnv3_fast.accelerate(model), (X,))
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+    run = torch._inductor.aoti_load_package(path)
+    module = op_module("network")
+    packed, pack = [], module.pack_stages
+    monkeypatch.setattr(module, "pack_stages", lambda stages: packed.append(1) or pack(stages))
+    for _ in range(4):
+        assert testing.relative_error(run(X), model(X)) <= testing.NET_LIMIT
+    assert len(packed) == 1
 
 
 @torch.no_grad()

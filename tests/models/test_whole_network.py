@@ -128,7 +128,10 @@ def test_what_freeze_could_not_take_stays_in_parts() -> None:
     model.features[5].block[0][1] = nn.GroupNorm(4, 240)
     for _ in range(4):
         assert plans(model) == 12
-    assert mnv3_fast.explain(model, X).networks == {}
+    explanation = mnv3_fast.explain(model, X)
+    assert explanation.networks == {}
+    assert "GroupNorm" in explanation.divided[""]
+    assert f"the network: part by part, since {explanation.divided['']}" in str(explanation)
 
 
 def _tensor_eps(model: nn.Module) -> None:
@@ -207,3 +210,54 @@ def test_dropout_that_always_drops(whole: nn.Module) -> None:
     for model in (whole, mnv3_fast.freeze(whole)):
         for _ in range(3):
             assert not torch.equal(model(X), model(X))
+
+
+@pytest.fixture
+def timm_network() -> nn.Module:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("mobilenetv3_small_050").eval()
+    testing.randomize_(model, 0, 64)
+    return mnv3_fast.accelerate(model, inplace=True)
+
+
+def _own_head(model: nn.Module) -> None:
+    model.forward_head = lambda x: x.mean((2, 3))
+
+
+def _hook(model: nn.Module) -> None:
+    model.bn1.register_forward_hook(lambda m, args, output: output * 2)
+
+
+def _other_flatten(model: nn.Module) -> None:
+    model.flatten = nn.Identity()
+
+
+def _timm_classifier(model: nn.Module) -> None:
+    model.reset_classifier(7)
+
+
+def _stem_weight(model: nn.Module) -> None:
+    model.conv_stem.weight.data.mul_(1.3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("change", "stays_whole"),
+    [(_own_head, False), (_hook, False), (_other_flatten, False), (_timm_classifier, True), (_stem_weight, True)],
+)
+def test_timms_network_is_one_plan_too(
+    timm_network: nn.Module, change: Callable[[nn.Module], None], stays_whole: bool
+) -> None:
+    stock = mnv3_fast.restore(copy.deepcopy(timm_network))
+    for _ in range(3):
+        before = timm_network(X)
+        assert testing.relative_error(before, stock(X)) <= testing.NET_LIMIT
+    assert plans(timm_network) == 1
+    change(timm_network)
+    change(stock)
+    for _ in range(6):
+        after, expected = timm_network(X), stock(X)
+        assert after.shape == expected.shape
+        assert after.shape != before.shape or not torch.equal(after, before)
+        assert testing.relative_error(after, expected) <= testing.NET_LIMIT
+    assert (plans(timm_network) == 1) is stays_whole

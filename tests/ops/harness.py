@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch.library import opcheck
 
 import mnv3_fast.ops
 from mnv3_fast import _library
+from mnv3_fast.engine import cache
 from mnv3_fast.ops import registration
 from mnv3_fast.testing.cases import Case, op_cases
-from mnv3_fast.testing.compare import as_list, op_module, outputs_of, prepared, reference_of
+from mnv3_fast.testing.compare import as_list, op_module, outputs_of, prepared, reference_of, take_variant
 from mnv3_fast.testing.tolerance import assert_close_enough
 
 needs_kernels = pytest.mark.skipif(not _library.EXTENSION, reason="needs the compiled kernels")
@@ -35,14 +37,14 @@ def nhwc_strides(shape: torch.Size) -> tuple[int, ...]:
 def check_forward(case: Case, instruction_set: str) -> None:
     """Equal to fp64 within the rule, dense NHWC, and by the code of the instruction set that was asked for."""
     if instruction_set != "reference":
-        _library.take_variant(case.op)
+        take_variant(case.op)
     ours, theirs, exact = outputs_of(case)
     for i, (a, b, c) in enumerate(zip(ours, theirs, exact, strict=True)):
         assert_close_enough(a, b, c, name=f"{case.op} output {i}")
         if a.dim() == 4 and case.op != "fold_batch_norm":
             assert a.stride() == nhwc_strides(a.shape)
     if instruction_set != "reference" and ours[0].numel() > 0:
-        assert _library.take_variant(case.op) == instruction_set
+        assert take_variant(case.op) == instruction_set
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -146,11 +148,11 @@ def check_reference_backend(case: Case) -> None:
     expected = as_list(function(*args, **keywords))
     with _library.force_backend("reference"), torch.autocast("cpu", torch.bfloat16):
         if _library.EXTENSION:
-            _library.take_variant(case.op)
+            take_variant(case.op)
         off = as_list(function(*args, **keywords))
         _leaves((args, keywords))[0].requires_grad_()
         _backward(function(*args, **keywords))
-        assert not _library.EXTENSION or _library.take_variant(case.op) is None
+        assert not _library.EXTENSION or take_variant(case.op) is None
     for a, b in zip(off, expected, strict=True):
         assert (a.dtype, a.stride()) == (b.dtype, b.stride())
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
@@ -246,6 +248,33 @@ def check_threads(case: Case) -> None:
     for worker in workers:
         worker.join()
     assert not failures
+
+
+def check_cache_goes(case: Case) -> None:
+    """A plan goes with the tensors that it was packed from."""
+    gc.collect()  # what other tests left, so that it does not go in between
+    before = cache.size()
+    args = prepared(case)
+    args[1][0].add_(0.01)  # equal tensors of another test may have a plan already
+    op_module(case.op).OP(*args)
+    assert cache.size() == before + 1
+    del args
+    gc.collect()
+    assert cache.size() == before
+
+
+def check_writes(case: Case) -> None:
+    """A write to any tensor takes effect, whether it counts a version or goes past torch."""
+    op, reference = op_module(case.op).OP, reference_of(case.op)
+    for i in range(len(prepared(case)[1])):
+        args = prepared(case)
+        tensor = args[1][i]
+        for write in (lambda t: t.mul_(1.5), lambda t: t.data.mul_(1.5), lambda t: t.numpy().__imul__(1.5)):
+            before = op(*args)
+            write(tensor)
+            after, exact = op(*args), reference(*args)
+            assert not torch.equal(before, after), f"tensor {i}"
+            assert torch.allclose(after, exact, rtol=1e-3, atol=1e-3 * exact.abs().max().item())
 
 
 def check_refuses_grad(case: Case) -> None:

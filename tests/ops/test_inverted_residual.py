@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import re
 
 import pytest
 import torch
 
 from mnv3_fast import ops
-from mnv3_fast.engine import cache
 from mnv3_fast.testing.cases import Case, block
 from tests.ops import harness
 
@@ -130,27 +128,11 @@ def test_bad_input(args: tuple, options: dict, error: type[Exception], message: 
 
 @harness.needs_kernels
 def test_cache_goes_with_its_tensors() -> None:
-    gc.collect()  # what other tests left, so that it does not go in between
-    before = cache.size()
-    args = harness.prepared(SMALL)
-    torch.ops.mnv3_fast.inverted_residual(*args)
-    assert cache.size() == before + 1
-    del args
-    gc.collect()
-    assert cache.size() == before
+    harness.check_cache_goes(SMALL)
 
 
 def test_every_visible_write_repacks() -> None:
-    x, tensors, spec, constants = harness.prepared(SMALL)
-    op = torch.ops.mnv3_fast.inverted_residual
-    for i, tensor in enumerate(tensors):
-        for write in (lambda t: t.mul_(1.5), lambda t: t.data.mul_(1.5), lambda t: t.numpy().__imul__(1.5)):
-            before = op(x, tensors, spec, constants)
-            write(tensor)
-            after = op(x, tensors, spec, constants)
-            exact = harness.reference_of("inverted_residual")(x, tensors, spec, constants)
-            assert not torch.equal(before, after), f"tensor {i}"
-            assert torch.allclose(after, exact, rtol=1e-3, atol=1e-3 * exact.abs().max().item())
+    harness.check_writes(SMALL)
 
 
 def test_inference_tensors() -> None:

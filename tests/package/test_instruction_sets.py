@@ -9,7 +9,7 @@ import torch
 
 from mnv3_fast import _library
 from mnv3_fast.testing.cases import OPS, op_cases
-from mnv3_fast.testing.compare import op_module, prepared
+from mnv3_fast.testing.compare import op_module, prepared, take_variant
 
 pytestmark = pytest.mark.skipif(not _library.EXTENSION, reason="needs compiled kernels")
 
@@ -19,9 +19,9 @@ def variants() -> dict[str, str | None]:
     ran = {}
     with torch.no_grad():
         for op in OPS:
-            _library.take_variant(op)
+            take_variant(op)
             op_module(op).OP(*prepared(op_cases(op, "quick")[0]))
-            ran[op] = _library.take_variant(op)
+            ran[op] = take_variant(op)
     return ran
 
 

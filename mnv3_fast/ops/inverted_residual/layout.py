@@ -65,27 +65,48 @@ def unflatten(tensors: Sequence[Tensor], spec: Sequence[int], constants: Sequenc
     Raises:
         ValueError: if the numbers of tensors, ints or constants do not fit each other.
     """
-    if len(spec) != len(SPEC) or len(constants) != 4 or len(tensors) != _count(spec):
+    if len(spec) != len(SPEC) or len(constants) != 4 or len(tensors) != count_of_block(spec):
         raise ValueError(
             f"inverted_residual: {len(tensors)} tensors, {len(spec)} ints and {len(constants)} constants do not fit "
             "each other; flatten a block with mnv3_fast.models.description.describe_block(block).flatten()"
         )
     rest = list(tensors)
-    expand = _take(rest, spec[1], constants[0]) if spec[0] else None
-    depthwise = _take(rest, spec[3], constants[1])
-    project = _take(rest, spec[16], constants[2])
+    expand = take_layer(rest, spec[1], constants[0]) if spec[0] else None
+    depthwise = take_layer(rest, spec[3], constants[1])
+    project = take_layer(rest, spec[16], constants[2])
     squeeze_excite = (rest[0], rest[1], rest[2], rest[3]) if spec[13] else None
     return Block(expand, depthwise, project, squeeze_excite)
 
 
-def _count(spec: Sequence[int]) -> int:
-    """How many tensors a spec asks for."""
+def count_of_block(spec: Sequence[int]) -> int:
+    """How many tensors a block's spec asks for."""
     count = 4 if spec[13] else 0
     for flags in (spec[1], spec[3], spec[16]) if spec[0] else (spec[3], spec[16]):
-        count += 1 + int(bool(flags & HAS_BIAS))
-        if flags & HAS_BATCH_NORM:
-            count += 2 if flags & NOT_AFFINE else 4
+        count += count_of_layer(flags)
     return count
+
+
+def count_of_layer(flags: int) -> int:
+    """How many tensors a convolution has."""
+    count = 1 + int(bool(flags & HAS_BIAS))
+    if flags & HAS_BATCH_NORM:
+        count += 2 if flags & NOT_AFFINE else 4
+    return count
+
+
+def flags_of(op: str, weight: Tensor, bias: Tensor | None, norm: Sequence[Tensor | None]) -> tuple[int, list[Tensor]]:
+    """The flags of a convolution and its tensors. ``norm`` is BatchNorm's weight, bias, mean and var, or None each."""
+    gamma, beta, mean, variance = norm
+    if (gamma is None) != (beta is None):
+        raise ValueError(f"{op}: batch_norm must have both weight and bias or neither")
+    flags, tensors = 0, [weight]
+    if bias is not None:
+        flags |= HAS_BIAS
+        tensors.append(bias)
+    if mean is not None and variance is not None:
+        flags |= HAS_BATCH_NORM | (NOT_AFFINE if gamma is None else 0)
+        tensors += [mean, variance] if gamma is None or beta is None else [gamma, beta, mean, variance]
+    return flags, tensors
 
 
 def check_block(block: Block) -> None:
@@ -101,35 +122,43 @@ def check_block(block: Block) -> None:
         layers.insert(0, ("expand", block.expand, (hidden, None)))
     for name, layer, (outputs, inputs) in layers:
         shape = layer.weight.shape
-        fits = len(shape) == 4 and outputs in (None, shape[0]) and inputs in (None, shape[1])
-        if not fits or (name != "depthwise" and shape[2:] != (1, 1)):
+        if len(shape) != 4 or outputs not in (None, shape[0]) or inputs not in (None, shape[1]):
             raise ValueError(f"inverted_residual: {name} weight does not fit the block, got {list(shape)}")
-        _check(f"{name} weight", layer.weight, shape)
-        for part, vector in (
-            ("bias", layer.bias),
-            *zip(("weight", "bias", "mean", "var"), layer.batch_norm, strict=True),
-        ):
-            if vector is not None:
-                _check(f"{name} {part}", vector, shape[:1])
+        check_layer("inverted_residual", name, layer, name != "depthwise")
     if block.squeeze_excite:
         squeeze = block.squeeze_excite[0].shape[0]
         sizes = (squeeze * hidden, squeeze, hidden * squeeze, hidden)
         for tensor, size in zip(block.squeeze_excite, sizes, strict=True):
             if tensor.numel() != size:
                 raise ValueError(f"inverted_residual: squeeze_excite does not fit the block, got {list(tensor.shape)}")
-            _check("squeeze_excite", tensor, tensor.shape)
+            check_vector("inverted_residual", "squeeze_excite", tensor, tensor.shape)
 
 
-def _check(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+def check_layer(op: str, name: str, layer: Layer, pointwise: bool) -> None:
+    """As :func:`check_block`, for one convolution; ``pointwise`` wants a 1x1 kernel."""
+    shape = layer.weight.shape
+    if pointwise and shape[2:] not in ((1, 1), ()):
+        raise ValueError(f"{op}: {name} weight must be that of a 1x1 convolution, got {list(shape)}")
+    if len(shape) < 2 or (not pointwise and len(shape) != 4):
+        raise ValueError(f"{op}: {name} weight must have four dimensions, got {list(shape)}")
+    check_vector(op, f"{name} weight", layer.weight, shape)
+    for part, vector in (("bias", layer.bias), *zip(("weight", "bias", "mean", "var"), layer.batch_norm, strict=True)):
+        if vector is not None:
+            check_vector(op, f"{name} {part}", vector, shape[:1])
+
+
+def check_vector(op: str, name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    """One float32 tensor of a shape on the CPU."""
     if tensor.dtype is not torch.float32:
-        raise TypeError(f"inverted_residual: {name} must be float32, got {str(tensor.dtype).removeprefix('torch.')}")
+        raise TypeError(f"{op}: {name} must be float32, got {str(tensor.dtype).removeprefix('torch.')}")
     if tensor.shape != shape:
-        raise ValueError(f"inverted_residual: {name} must be {list(shape)}, got {list(tensor.shape)}")
+        raise ValueError(f"{op}: {name} must be {list(shape)}, got {list(tensor.shape)}")
     if tensor.device.type != "cpu":
-        raise ValueError(f"inverted_residual: {name} must be on the CPU as the input is, got {tensor.device}")
+        raise ValueError(f"{op}: {name} must be on the CPU as the input is, got {tensor.device}")
 
 
-def _take(tensors: list[Tensor], flags: int, eps: float) -> Layer:
+def take_layer(tensors: list[Tensor], flags: int, eps: float) -> Layer:
+    """A convolution from the front of a list, which loses what it takes."""
     weight = tensors.pop(0)
     bias = tensors.pop(0) if flags & HAS_BIAS else None
     if not flags & HAS_BATCH_NORM:

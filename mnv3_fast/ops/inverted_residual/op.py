@@ -11,17 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnv3_fast import _library
-from mnv3_fast.engine import cache
-from mnv3_fast.engine.op import OP as RUN_PLAN
+from mnv3_fast.engine.cache import Plan
+from mnv3_fast.engine.packed_op import PackedOp
 from mnv3_fast.engine.plan import PlanBuilder
-from mnv3_fast.ops import checks, registration
+from mnv3_fast.ops import checks
 from mnv3_fast.ops.elements import empty_nhwc, output_size
 from mnv3_fast.ops.inverted_residual import reference
-from mnv3_fast.ops.inverted_residual.layout import HAS_BATCH_NORM, HAS_BIAS, NOT_AFFINE, check_block, unflatten
+from mnv3_fast.ops.inverted_residual.layout import check_block, flags_of, unflatten
 from mnv3_fast.ops.squeeze_excite_gate.op import prepare_layers
-
-SCHEMA = "inverted_residual(Tensor input, Tensor[] tensors, int[] spec, float[] constants) -> Tensor"
 
 
 def _output_shape(input: Sequence[int], shapes: Any, spec: Sequence[int]) -> tuple[int, int, int, int]:
@@ -47,46 +44,17 @@ def _flops(input: Any, tensors: Any, spec: Any, constants: Any, *, out_shape: An
     return 2 * (expand + depthwise + squeeze + block.project.weight[0] * block.project.weight[1] * pixels_out)
 
 
-OP = registration.register(SCHEMA, reference.inverted_residual, _fake, _flops, guarded=False)
-
-
-def packed(tensors: list[Tensor], spec: Sequence[int], constants: Sequence[float]) -> cache.Entry:
-    """The plan of a block, packed now if there is none or its tensors have changed."""
-    arguments = (tuple(spec), tuple(constants))
-    return cache.find(tensors, arguments, lambda: _build_plan(tensors, spec, constants))
-
-
-def _build_plan(tensors: Sequence[Tensor], spec: Sequence[int], constants: Sequence[float]) -> cache.Plan:
-    dense = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
-    block = unflatten(dense, spec, constants)
+def _pack(tensors: list[Tensor], spec: Sequence[int], constants: Sequence[float]) -> Plan:
+    block = unflatten(tensors, spec, constants)
     check_block(block)
     first = block.expand or block.depthwise
     builder = PlanBuilder(first.weight.shape[1] if block.expand else first.weight.shape[0])
-    builder.add_block(dense, spec, constants)
+    builder.add_block(tensors, spec, constants)
     return builder.build()
 
 
-def _run(input: Tensor, tensors: list[Tensor], spec: list[int], constants: list[float]) -> Tensor:
-    registration.refuse_grad("inverted_residual", (input, tensors))
-    entry = packed(tensors, spec, constants)
-    with torch._C._AutoDispatchBelowAutograd():
-        return RUN_PLAN(input, entry.plan, entry.geometry)
-
-
-if _library.EXTENSION:
-    registration.LIBRARY.impl("inverted_residual", _run, "CPU")
-
-
-def _flat(input: Tensor, spec: Any, constants: Any, *tensors: Tensor) -> Tensor:
-    return OP(input, list(tensors), spec, constants)
-
-
-FUNCTION = registration.differentiable("inverted_residual", _flat, reference.inverted_residual_flat)
-
-
-def run_block(input: Tensor, tensors: list[Tensor], spec: list[int], constants: list[float]) -> Tensor:
-    """A block in its flattened form (see layout.py), differentiably where that is asked for."""
-    return registration.call(_flat, reference.inverted_residual_flat, FUNCTION, (input, spec, constants, *tensors))
+PACKED = PackedOp("inverted_residual", reference.inverted_residual, _fake, _flops, _pack)
+OP, FUNCTION = PACKED.op, PACKED.function
 
 
 def _flatten_layer(
@@ -100,17 +68,10 @@ def _flatten_layer(
         f"[{'O' if outputs is None else outputs}, {inputs}, {', '.join('k' if k is None else str(k) for k in kernel)}]"
     )
     checks.check_tensor(op, f"{name} weight", weight, [outputs, inputs, *kernel], words, device=device)
-    tensors, flags, eps = [weight], 0, 0.0
     if bias is not None:
         checks.check_tensor(op, f"{name} bias", bias, [weight.shape[0]], f"[{weight.shape[0]}]", device=device)
-        tensors.append(bias)
-        flags |= HAS_BIAS
-    if batch_norm is not None:
-        gamma, beta, mean, variance, eps = checks.check_batch_norm(op, batch_norm, weight.shape[0], device)
-        if (gamma is None) != (beta is None):
-            raise ValueError(f"{op}: {name} batch_norm must have both weight and bias or neither")
-        flags |= HAS_BATCH_NORM | (NOT_AFFINE if gamma is None else 0)
-        tensors += [mean, variance] if gamma is None else [gamma, beta, mean, variance]
+    *norm, eps = checks.check_batch_norm(op, batch_norm, weight.shape[0], device)
+    flags, tensors = flags_of(f"{op}: {name}", weight, bias, norm)
     return tensors, flags, eps
 
 
@@ -197,4 +158,4 @@ def inverted_residual(input: Tensor, depthwise: tuple, project: tuple, **options
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    return run_block(*prepare(input, depthwise, project, **options))
+    return PACKED.run(*prepare(input, depthwise, project, **options))

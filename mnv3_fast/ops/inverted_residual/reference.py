@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -30,8 +29,3 @@ def inverted_residual(
     p = block.project
     residual = input if spec[18] else None
     return pointwise_conv(x, p.weight, p.bias, *p.batch_norm, p.eps, gate, residual, spec[17])
-
-
-def inverted_residual_flat(input: Tensor, spec: Any, constants: Any, *tensors: Tensor) -> Tensor:
-    """The same with the tensors last, as ``autograd.Function`` wants them."""
-    return inverted_residual(input, tensors, spec, constants)
