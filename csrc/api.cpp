@@ -62,6 +62,8 @@ bool mnv3_fast_set_instruction_set(const char* name) {
 
 const char* mnv3_fast_take_variant(const char* op) { return mnv3_fast::take_variant(op); }
 
+void mnv3_fast_tile(int64_t* pixels, int64_t* channels) { mnv3_fast::kernels().pointwise_tile({pixels, channels}); }
+
 double mnv3_fast_fma_peak(double seconds) {
   using Clock = std::chrono::steady_clock;
   double best = 0;

@@ -58,6 +58,11 @@ struct WeightStream {
 };
 constexpr int64_t kAhead = 512 * 1024;
 
+// What a 1x1 convolution keeps in registers.
+struct PointwiseTile {
+  int64_t *pixels, *channels;
+};
+
 // output[m, n] = act(sum_k (gate[k] *) input[m, k] * weight[n, k] + bias[n]) (+ residual[m, n]) for panels
 // [panel_begin, panel_end).
 struct Pointwise {
@@ -191,6 +196,7 @@ struct FmaPeak {
   X(fold_batch_norm, FoldBatchNorm)  \
   X(stem_strip, StemStrip)           \
   X(pointwise, Pointwise)            \
+  X(pointwise_tile, PointwiseTile)   \
   X(depthwise_row, DepthwiseRow)     \
   X(depthwise_strip, DepthwiseStrip) \
   X(squeeze_excite_layer, Pointwise) \

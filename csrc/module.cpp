@@ -57,6 +57,27 @@ PYBIND11_MODULE(_C, m) {
         return std::make_pair(runs, seconds);
       },
       "How many plans this thread has run, and the seconds that the kernels of the last one took, without the call.");
+  m.def("time_layers", &mnv3_fast_time_layers, py::arg("on"),
+        "Whether plans that this thread runs from now on time each of their layers.");
+  m.def(
+      "layer_times",
+      [] {
+        const int64_t* nanoseconds = nullptr;
+        const int64_t count = mnv3_fast_layer_times(&nanoseconds);
+        std::vector<double> seconds;
+        for (int64_t i = 0; i < count; i++) seconds.push_back(static_cast<double>(nanoseconds[i]) * 1e-9);
+        return seconds;
+      },
+      "Seconds of each layer of the last plan that this thread ran, if it was timed; a pool right behind a 1x1 "
+      "convolution is in that one's.");
+  m.def(
+      "tile",
+      [] {
+        int64_t pixels = 0, channels = 0;
+        mnv3_fast_tile(&pixels, &channels);
+        return std::make_pair(pixels, channels);
+      },
+      "Pixels and channels whose sums a 1x1 convolution keeps in registers with the instruction set in use.");
   m.def(
       "prefer_huge_pages",
       [](std::uintptr_t data, std::size_t bytes) { mnv3_fast_prefer_huge_pages(reinterpret_cast<void*>(data), bytes); },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mnv3_fast import _library
 from mnv3_fast.acceleration import share, swaps_for, unsupported_reason
 from mnv3_fast.engine.freeze import Engine
-from mnv3_fast.engine.kinds import BLOCK, LINEAR, POINTWISE, POOL, STEM
-from mnv3_fast.engine.plan import Node, read_plan
+from mnv3_fast.engine.layer_times import LayerWork, bound_of, layers_of, memory_bandwidth, time_layers
+from mnv3_fast.engine.op import OP as RUN_PLAN
 from mnv3_fast.models.description import BlockDescription, ConvLayer, SqueezeExciteLayer, Unsupported, kind_of_conv
 from mnv3_fast.nn.base import Fused
 from mnv3_fast.nn.conditions import environment_reason
@@ -32,6 +32,13 @@ class Row:
     ``kernel`` is the op that runs it ("torch" where it falls back), ``macs`` the multiply-adds for the given input,
     ``milliseconds`` what a call takes in inference with warm caches, ``overhead_us`` the microseconds of it that are
     not the kernel's: the call, and the look whether anything has changed.
+
+    Layers of an engine are timed inside the executor, as they run one after the other in a pass: ``percent_of_call`` is
+    their share of a whole call, ``bytes`` what they must read and write, ``tile`` the pixels x channels whose sums lie
+    in registers in their 1x1 convolutions, ``gmacs`` 1e9 multiply-adds a second, ``percent_of_peak`` these in percent
+    of the FMA units' peak now on the threads in use, ``bound`` what they wait for: "multiply-adds", "reading weights"
+    (from memory, at the bandwidth of a sum over a large tensor), or "neither" if both would take less than half as
+    long. A pool right behind a 1x1 convolution is part of that.
     """
 
     path: str
@@ -42,6 +49,25 @@ class Row:
     macs: int | None
     milliseconds: float | None = None
     overhead_us: float | None = None
+    tile: str | None = None
+    bytes: int | None = None
+    gmacs: float | None = None
+    percent_of_peak: float | None = None
+    bound: str | None = None
+    percent_of_call: float | None = None
+
+    def __str__(self) -> str:
+        work = "" if self.macs is None else f"{self.macs / 1e6:9.2f} MMAC"
+        state = f"{self.kernel} ({self.instruction_set})" if self.reason is None else f"torch: {self.reason}"
+        if self.overhead_us is not None:
+            state += f", {self.milliseconds:.3f} ms, {self.overhead_us:.0f} us of it beside the kernel"
+        elif self.percent_of_call is not None and self.bytes is not None:
+            state += (
+                f", tile {self.tile}, {self.bytes / 1e6:6.2f} MB, {self.milliseconds:6.3f} ms, "
+                f"{self.percent_of_call:4.1f}% of a call, {self.gmacs:5.1f} GMAC/s, {self.percent_of_peak:3.0f}% of "
+                f"the peak, bound by {self.bound}"
+            )
+        return f"{self.path:<28} {self.kind:<24} {work:<16} {state}"
 
 
 @dataclass(frozen=True)
@@ -68,14 +94,11 @@ class Explanation:
         return [row for row in self.rows if row.reason is not None]
 
     def __str__(self) -> str:
-        lines = []
-        for row in self.rows:
-            work = "" if row.macs is None else f"{row.macs / 1e6:9.2f} MMAC"
-            state = f"{row.kernel} ({row.instruction_set})" if row.reason is None else f"torch: {row.reason}"
-            if row.milliseconds is not None:
-                state += f", {row.milliseconds:.3f} ms, {row.overhead_us:.0f} us of it beside the kernel"
-            lines.append(f"{row.path:<28} {row.kind:<24} {work:<16} {state}")
+        lines = [str(row) for row in self.rows]
         lines.append(f"{self.fused} on fused kernels, {len(self.fallbacks)} on torch")
+        shares = [row.percent_of_call for row in self.rows if row.percent_of_call is not None]
+        if shares:
+            lines.append(f"engine layers: {sum(shares):.1f}% of the time of their calls")
         for path, overhead in self.networks.items():
             cost = "" if overhead is None else f", {overhead:.0f} us of a call beside the kernels"
             lines.append(f"{path or 'the network'}: one plan in inference{cost}")
@@ -228,20 +251,17 @@ def _macs(description: Any, shape: torch.Size) -> int:
     return images * macs
 
 
-_NODES = {STEM: "stem", BLOCK: "inverted residual", POINTWISE: "1x1 convolution", POOL: "pool", LINEAR: "linear"}
-
-
 def _engine_rows(path: str, engine: Engine, x: Tensor | None) -> list[Row]:
-    size = None if x is None else (x.shape[0], x.shape[2], x.shape[3])
-    rows = []
     compiled = _library.EXTENSION and _library.backend() == "auto"
     kernel, instruction_set = ("run_plan", _library.instruction_set()) if compiled else ("reference", None)
     reason = None if compiled else environment_reason()
-    for i, node in enumerate(read_plan(engine.plan)):
-        macs, size = _node_macs(node, size)
-        name = f"{path}.{i}" if path else str(i)
-        channels = "" if node.kind == POOL else f" {node.words[1]}->{node.words[3 if node.kind == BLOCK else 2]}"
-        rows.append(Row(name, _NODES[node.kind] + channels, kernel, instruction_set, reason, macs))
+    layers = layers_of(engine.plan, None if x is None else x.shape)
+    rows = [
+        Row(f"{path}.{i}".lstrip("."), layer.kind, kernel, instruction_set, reason, layer.macs, bytes=layer.bytes)
+        for i, layer in enumerate(layers)
+    ]
+    if compiled and x is not None and x.numel() > 0:
+        rows = _timed(rows, layers, engine, x)
     for name, module in engine.rest.named_modules():
         if name or not isinstance(module, nn.Identity):
             label = f"{path}.rest{'.' if name else ''}{name}".lstrip(".")
@@ -249,24 +269,25 @@ def _engine_rows(path: str, engine: Engine, x: Tensor | None) -> list[Row]:
     return rows
 
 
-def _node_macs(node: Node, size: tuple[int, int, int] | None) -> tuple[int | None, tuple[int, int, int] | None]:
-    if size is None:
-        return None, None
-    images, height, width = size
-    words = node.words
-    if node.kind in (POINTWISE, LINEAR):
-        return images * height * width * words[1] * words[2], size
-    if node.kind == POOL:
-        return 0, (images, 1, 1)
-    first = 3 if node.kind == STEM else 4
-    kernel_h, kernel_w, stride_h, stride_w, left, right, top, bottom, dilation_h, dilation_w = (
-        words[first + i] for i in range(10)
-    )
-    out_h = output_size(height, kernel_h, stride_h, top + bottom, dilation_h)
-    out_w = output_size(width, kernel_w, stride_w, left + right, dilation_w)
-    if node.kind == STEM:
-        macs = words[1] * words[2] * kernel_h * kernel_w * out_h * out_w
-    else:
-        macs = words[2] * (kernel_h * kernel_w + words[3]) * out_h * out_w + 2 * words[2] * words[17]
-        macs += words[1] * words[2] * height * width if words[14] else 0
-    return images * macs, (images, out_h, out_w)
+def _timed(rows: list[Row], layers: list[LayerWork], engine: Engine, x: Tensor) -> list[Row]:
+    """The rows of an engine with what its layers take, and of a whole call of its plan."""
+    times = time_layers(lambda image: RUN_PLAN(image, engine.plan, engine.geometry), x)
+    threads = torch.get_num_threads()
+    peak, bandwidth = _library.extension().fma_peak(0.2) * threads, memory_bandwidth()
+    pixels, channels = _library.extension().tile()
+    timed = []
+    for row, layer, seconds in zip(rows, layers, times.layers, strict=True):
+        assert layer.macs is not None
+        if seconds > 0 and layer.macs > 0:
+            gmacs = layer.macs / seconds * 1e-9
+            row = replace(
+                row,
+                tile=f"{pixels}x{channels}",
+                milliseconds=seconds * 1e3,
+                gmacs=gmacs,
+                percent_of_peak=100 * gmacs / peak,
+                bound=bound_of(layer, seconds, peak * 1e9, bandwidth),
+                percent_of_call=100 * seconds / times.call,
+            )
+        timed.append(row)
+    return timed

@@ -1,6 +1,7 @@
 // torch.ops.mnv3_fast.run_plan(Tensor input, Tensor plan, int[] geometry) -> Tensor. The geometry is for the fake
 // kernel.
 #include <chrono>
+#include <vector>
 
 #include "api.h"
 #include "engine/executor.h"
@@ -11,6 +12,8 @@ namespace {
 
 thread_local double last_seconds = 0;
 thread_local int64_t runs = 0;
+thread_local bool timing = false;
+thread_local std::vector<int64_t> layer_times;
 
 void run_plan(StableIValue* stack, uint64_t, uint64_t) {
   Arguments args(stack, "TTI");
@@ -29,11 +32,12 @@ void run_plan(StableIValue* stack, uint64_t, uint64_t) {
   output_size(plan, height, width);
   Tensor output = plan.output_is_map ? empty_map(input.size(0), plan.output_channels, height, width)
                                      : empty_matrix(input.size(0), plan.output_channels);
+  layer_times.assign(timing ? plan.nodes.size() : 0, 0);
   const auto start = std::chrono::steady_clock::now();
   execute(plan,
           {input.data<void>(), input.is_uint8(), input.size(0), input.size(1), input.size(2), input.size(3),
            input.stride(0), input.stride(1), input.stride(2), input.stride(3)},
-          output.data());
+          output.data(), timing ? layer_times.data() : nullptr);
   runs++;
   last_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   set_result(stack, 0, std::move(output));
@@ -43,6 +47,13 @@ const RegisterCpu registration("run_plan", run_plan);
 
 }  // namespace
 }  // namespace mnv3_fast
+
+void mnv3_fast_time_layers(bool on) { mnv3_fast::timing = on; }
+
+int64_t mnv3_fast_layer_times(const int64_t** nanoseconds) {
+  *nanoseconds = mnv3_fast::layer_times.data();
+  return static_cast<int64_t>(mnv3_fast::layer_times.size());
+}
 
 int64_t mnv3_fast_last_run(double* seconds) {
   *seconds = mnv3_fast::last_seconds;

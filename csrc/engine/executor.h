@@ -16,7 +16,8 @@ struct Batch {
 // Height and width of the output map for an input of this size; throws if a map on the way would be empty.
 void output_size(const Plan& plan, int64_t& height, int64_t& width);
 
-// output: [images][output_channels] or dense NHWC.
-void execute(const Plan& plan, const Batch& batch, float* output);
+// output: [images][output_channels] or dense NHWC. `nanoseconds`, one for each node, takes the time that each node took
+// (a pool right behind a 1x1 conv: in the conv's); null for no timing.
+void execute(const Plan& plan, const Batch& batch, float* output, int64_t* nanoseconds);
 
 }  // namespace mnv3_fast

@@ -30,12 +30,12 @@ Block block_of(const BlockNode& b, Shape in, Shape out, const float* input, floa
 void run_linear(const LinearNode& l, int64_t images, const float* input, int64_t input_stride, float* output,
                 int64_t output_stride, int activation, float slope, const Team& team) {
   const int64_t panels = round_up(l.outputs, 16) / 16;
-  const bool small = l.inputs * l.outputs * images < 1 << 15;  // less work than waking a thread costs
+  const bool small = l.inputs * l.outputs * images < 1 << 12;  // less work than the sum is worth
   team.split(panels,
              small         ? panels
              : images == 1 ? 4
                            : 2,
-             [&](int64_t begin, int64_t end, float*) {
+             [&](int64_t begin, int64_t end) {
                kernels().squeeze_excite_layer({images, l.inputs, l.outputs, input, input_stride, l.weight, l.bias,
                                                output, output_stride, nullptr, 0, nullptr, nullptr, activation, slope,
                                                begin, end, team.weights()});
@@ -46,15 +46,15 @@ void run_linear(const LinearNode& l, int64_t images, const float* input, int64_t
 void run_pointwise(const LinearNode& l, int64_t pixels, const float* input, int64_t input_stride, const float* gate,
                    const float* residual, float* output, const Team& team) {
   const int64_t panels = round_up(l.outputs, 16) / 16;
-  const auto run = [&](int64_t first, int64_t count, int64_t begin, int64_t end, float* scratch) {
+  const auto run = [&](int64_t first, int64_t count, int64_t begin, int64_t end) {
     kernels().pointwise({count, l.inputs, l.outputs, input + first * input_stride, input_stride, l.weight, l.bias,
                          output + first * l.outputs, l.outputs, residual ? residual + first * l.outputs : nullptr,
-                         l.outputs, gate, scratch, l.activation, 0, begin, end, team.weights()});
+                         l.outputs, gate, team.scratch, l.activation, 0, begin, end, team.weights()});
   };
   if (pixels >= 56 * team.threads) {
-    team.split(pixels, 14, [&](int64_t a, int64_t b, float* scratch) { run(a, b - a, 0, panels, scratch); });
+    team.split(pixels, 14, [&](int64_t a, int64_t b) { run(a, b - a, 0, panels); });
   } else {
-    team.split(panels, 2, [&](int64_t a, int64_t b, float* scratch) { run(0, pixels, a, b, scratch); });
+    team.split(panels, 2, [&](int64_t a, int64_t b) { run(0, pixels, a, b); });
   }
 }
 
@@ -62,11 +62,11 @@ void run_block(const BlockNode& node, Shape in, Shape out, const float* input, f
   const Block block = block_of(node, in, out, input, output, team.weights());
   if (!node.squeeze && (team.threads == 1 || out.height >= 14 * team.threads)) {
     team.split(out.height, 1,
-               [&](int64_t begin, int64_t end, float* scratch) { kernels().block_rows({block, begin, end, scratch}); });
+               [&](int64_t begin, int64_t end) { kernels().block_rows({block, begin, end, team.scratch}); });
     return;
   }
-  team.split(hidden_blocks(block), 1, [&](int64_t begin, int64_t end, float* scratch) {
-    kernels().block_channels({block, begin, end, team.hidden, team.means, scratch});
+  team.split(hidden_blocks(block), 1, [&](int64_t begin, int64_t end) {
+    kernels().block_channels({block, begin, end, team.hidden, team.means, team.scratch});
   });
   const float* gate = nullptr;
   if (node.squeeze) {
@@ -86,7 +86,7 @@ void run_stem(const StemNode& node, const Batch& batch, int64_t image, Shape out
   const int64_t offset = image * batch.image_stride;
   const void* data = batch.bytes ? static_cast<const void*>(static_cast<const uint8_t*>(batch.data) + offset)
                                  : static_cast<const void*>(static_cast<const float*>(batch.data) + offset);
-  team.split(out.height, 1, [&](int64_t begin, int64_t end, float* scratch) {
+  team.split(out.height, 1, [&](int64_t begin, int64_t end) {
     kernels().stem_strip({data,
                           batch.bytes,
                           batch.row_stride,
@@ -106,7 +106,7 @@ void run_stem(const StemNode& node, const Batch& batch, int64_t image, Shape out
                           out.width,
                           begin,
                           end,
-                          scratch});
+                          team.scratch});
   });
 }
 
@@ -117,13 +117,13 @@ void mean_of(const float* input, int64_t pixels, int64_t stride, int64_t channel
 // 1x1 conv and pool: 32 channels of the conv's map at a time, in scratch.
 void run_pooled(const LinearNode& l, int64_t pixels, const float* input, float* means, const Team& team) {
   const int64_t panels = round_up(l.outputs, 16) / 16;
-  team.split(panels, 2, [&](int64_t begin, int64_t end, float* scratch) {
+  team.split(panels, 2, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; p += 2) {
       const int64_t first = p * 16,
                     channels = std::min<int64_t>(std::min<int64_t>(32, (end - p) * 16), l.outputs - first);
-      kernels().pointwise({pixels, l.inputs, l.outputs, input, l.inputs, l.weight, l.bias, scratch - first, 32, nullptr,
-                           0, nullptr, nullptr, l.activation, 0, p, std::min(p + 2, end), team.weights()});
-      mean_of(scratch, pixels, 32, channels, means + first);
+      kernels().pointwise({pixels, l.inputs, l.outputs, input, l.inputs, l.weight, l.bias, team.scratch - first, 32,
+                           nullptr, 0, nullptr, nullptr, l.activation, 0, p, std::min(p + 2, end), team.weights()});
+      mean_of(team.scratch, pixels, 32, channels, means + first);
     }
   });
 }

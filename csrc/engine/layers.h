@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "arena.h"
+#include "engine/crew.h"
 #include "engine/executor.h"
-#include "parallel.h"
 
 namespace mnv3_fast {
 
@@ -20,14 +20,17 @@ struct Sizes {
   int64_t map = 0, hidden = 0, vector = 0, squeeze = 0, scratch = 0;
 };
 
-// The threads that work on one image together and their part of the arena.
+// One of the threads that work on one image together; their part of the arena. All of them call the same functions in
+// the same order, each does its share, and no one goes on before all have done theirs.
 struct Team {
-  int threads;
+  int threads, place;
+  Crew* crew;  // null for one thread
   mutable WeightStream stream;
   float *maps[2], *hidden, *means, *squeeze, *gate, *scratch;
   int64_t scratch_floats;
 
-  Team(const Sizes& s, int team_threads, Carver& carver) : threads(team_threads), stream{nullptr, nullptr} {
+  Team(const Sizes& s, Carver& carver, int team_threads = 1, int team_place = 0, Crew* team_crew = nullptr)
+      : threads(team_threads), place(team_place), crew(team_crew), stream{nullptr, nullptr} {
     maps[0] = carver.take(s.map);
     maps[1] = carver.take(s.map);
     hidden = carver.take(s.hidden);
@@ -36,22 +39,30 @@ struct Team {
     gate = carver.take(s.vector);
     scratch_floats = round_up(s.scratch, 16);
     scratch = carver.take(scratch_floats * threads);
+    if (scratch) scratch += scratch_floats * place;
   }
   // With several threads each would fetch what the others read.
   WeightStream* weights() const { return threads == 1 && stream.end ? &stream : nullptr; }
-  float* scratch_of(int64_t chunk) const { return scratch + chunk * scratch_floats; }
-
-  // f(begin, end, scratch) over [0, n) in at most `threads` parts, each a multiple of `unit` but for the last.
+  // f(begin, end) of this thread's part of [0, n), which is shared out in at most `threads` parts, each a multiple of
+  // `unit` but for the last.
   template <class F>
   void split(int64_t n, int64_t unit, const F& f) const {
-    const int64_t units = (n + unit - 1) / unit, chunks = std::min<int64_t>(threads, units);
-    if (chunks <= 1) {
-      if (n > 0) f(int64_t{0}, n, scratch_of(0));
-      return;
+    const int64_t units = (n + unit - 1) / unit, parts = std::min<int64_t>(threads, units);
+    if (place < parts) {
+      const int64_t begin = std::min(n, units * place / parts * unit),
+                    end = std::min(n, units * (place + 1) / parts * unit);
+      if (end > begin) f(begin, end);
     }
-    parallel_for(chunks, [&](int64_t c) {
-      f(std::min(n, units * c / chunks * unit), std::min(n, units * (c + 1) / chunks * unit), scratch_of(c));
-    });
+    wait();
+  }
+  // f() on one of the threads.
+  template <class F>
+  void once(const F& f) const {
+    if (place == 0) f();
+    wait();
+  }
+  void wait() const {
+    if (threads > 1) crew->barrier();
   }
 };
 

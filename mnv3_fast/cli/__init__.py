@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import mnv3_fast
-from mnv3_fast.cli import bench, demo, info, predict, verify
+from mnv3_fast.cli import bench, demo, explain, info, predict, verify
 from mnv3_fast.cli.common import INTERRUPTED, errors
 
 
@@ -40,7 +40,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _verb in (info, predict, verify, bench, demo):
+for _verb in (info, predict, explain, verify, bench, demo):
     _name = _verb.__name__.rpartition(".")[2]
     app.command(_name, epilog=_verb.EPILOG)(interruptible(getattr(_verb, _name)))
 

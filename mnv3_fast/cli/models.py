@@ -27,6 +27,22 @@ def classifier_of(name: str, weights: str | None, checkpoint: str | None) -> Cla
         ValueError: for an unknown name or weights, or a checkpoint that does not fit.
         OSError: if a file is not there or cannot be downloaded.
     """
+    network, how, classes = network_of(name, weights)
+    if checkpoint is not None:
+        load_into(network, checkpoint)
+    outputs = network.classifier[-1].out_features
+    classes = classes if len(classes) == outputs else tuple(f"class {i}" for i in range(outputs))
+    scale, shift = scale_and_shift(how)
+    return Classifier(freeze(network.eval(), scale=scale, shift=shift), how, classes)
+
+
+def network_of(name: str, weights: str | None) -> tuple[nn.Module, Preprocessing, tuple[str, ...]]:
+    """The network of a name, its preprocessing and classes; with random weights, torchvision's, or none to speak of.
+
+    Raises:
+        ValueError: for an unknown name or weights.
+        OSError: if weights cannot be downloaded.
+    """
     short = {full: short for short, full in TORCHVISION.items()}.get(name, name)
     if short in TORCHVISION:
         network, how, classes = torchvision_network(short, weights)
@@ -39,16 +55,11 @@ def classifier_of(name: str, weights: str | None, checkpoint: str | None) -> Cla
             raise ValueError(f"--weights {weights}: there are none for {name}, give --checkpoint")
         network, how = build(variant), variant.preprocessing
         classes = tuple(_IMAGENET_CATEGORIES) if variant.num_classes == 1000 else ()
-    if checkpoint is not None:
-        load_into(network, checkpoint)
-    elif weights == "random":
+    if weights == "random":
         from mnv3_fast.testing.parity import randomize_
 
         randomize_(network, 0, how.crop)
-    outputs = network.classifier[-1].out_features
-    classes = classes if len(classes) == outputs else tuple(f"class {i}" for i in range(outputs))
-    scale, shift = scale_and_shift(how)
-    return Classifier(freeze(network.eval(), scale=scale, shift=shift), how, classes)
+    return network, how, classes
 
 
 def torchvision_network(name: str, weights: str | None) -> tuple[nn.Module, Preprocessing, tuple[str, ...]]:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import mnv3_fast
 from mnv3_fast.cli import app
+from tests.ops import harness
 
 COMMAND = [sys.executable, "-m", "mnv3_fast.cli"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(mnv3_fast.__file__).parent.parent)}  # from whatever folder
@@ -53,7 +54,7 @@ def test_info_is_plain_when_piped() -> None:
     assert json.loads(CliRunner().invoke(app, ["info", "--json"]).stdout)["torch"] == rows["torch"]
 
 
-@pytest.mark.parametrize("verb", ["info", "predict", "verify", "bench", "demo"])
+@pytest.mark.parametrize("verb", ["info", "predict", "explain", "verify", "bench", "demo"])
 def test_help_has_examples(verb: str) -> None:
     result = CliRunner().invoke(app, [verb, "--help"])
     assert result.exit_code == 0
@@ -71,6 +72,8 @@ def test_help_has_examples(verb: str) -> None:
                 ["unknown"],
                 ["info", "--nope"],
                 ["bench", "--batch", "many"],
+                ["explain", "--model", "huge"],
+                ["explain", "--size", "0"],
                 ["demo", "--threads", "0"],
                 ["verify", "x"],
             )
@@ -107,6 +110,19 @@ def test_bench_json(tmp_path: Path) -> None:
     result = run("bench", "--net", "small", "--size", "32", "--seconds", "0.1", "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == json.loads((tmp_path / "mnv3-fast-bench" / "bench.json").read_text())
+
+
+@pytest.mark.slow
+@harness.needs_kernels
+def test_explain_json() -> None:
+    result = run("explain", "--model", "small", "--size", "64", "--json")
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)["rows"]
+    assert len(rows) == 16
+    assert sum(row["percent_of_call"] or 0 for row in rows) > 50
+    result = run("explain", "--model", "mobilenet-v3-small-050_8xb128_in1k", "--size", "64", "--accelerated")
+    assert result.returncode == 0, result.stderr
+    assert "14 on fused kernels, 0 on torch" in result.stdout
 
 
 @pytest.mark.slow

@@ -9,7 +9,9 @@ import torch
 
 import mnv3_fast
 from mnv3_fast import testing
+from mnv3_fast.engine.layer_times import layers_of
 from tests.models.common import cached_parity_model
+from tests.ops import harness
 
 X = testing.parity_images(2, 64, seed=1)
 
@@ -85,3 +87,34 @@ def test_timm_with_padding_as_in_tensorflow() -> None:
     assert explanation.fused > 5
     with torch.no_grad():
         assert torch.allclose(mnv3_fast.accelerate(model)(X), model(X), rtol=1e-3, atol=1e-6)
+
+
+@harness.needs_kernels
+@pytest.mark.parametrize("net", ["large", "small"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_layers_of_an_engine(net: str, threads: int) -> None:
+    """Their work adds up to the network's, and their times to most of a call."""
+    torch.set_num_threads(threads)
+    x = testing.parity_images(3, 224)
+    engine = mnv3_fast.freeze(cached_parity_model(net))
+    explanation = mnv3_fast.explain(engine, x)
+    rows = explanation.rows
+    assert [row.kernel for row in rows] == ["run_plan"] * len(rows)
+    assert sum(row.macs for row in rows) == 3 * testing.layers.network_macs(net)
+    weights = sum(4 * p.numel() for name, p in cached_parity_model(net).named_parameters() if p.dim() > 1)
+    assert sum(layer.weight_bytes for layer in layers_of(engine.plan, None)) == pytest.approx(weights, rel=0.01)
+    for row in rows:
+        if row.kind == "pool":
+            assert row.milliseconds is None
+            continue
+        assert row.milliseconds > 0
+        assert row.gmacs == pytest.approx(row.macs / row.milliseconds * 1e-6)
+        assert row.bound in ("multiply-adds", "reading weights", "neither")
+        assert row.bytes > 0
+        assert row.tile == "{}x{}".format(*mnv3_fast._library.extension().tile())
+    shares = sum(row.percent_of_call for row in rows if row.percent_of_call is not None)
+    assert 50 < shares <= 100.5
+    assert f"engine layers: {shares:.1f}% of the time of their calls" in str(explanation)
+    assert mnv3_fast._library.extension().layer_times()  # of the last plan that was timed
+    engine(x)
+    assert mnv3_fast._library.extension().layer_times() == []

@@ -215,6 +215,11 @@ void scale_channels(const float* input, int64_t stride, int64_t pixels, int64_t 
 
 }  // namespace
 
+void pointwise_tile(const PointwiseTile& a) {
+  *a.pixels = kTileRows;
+  *a.channels = kTilePanels * kPanel;
+}
+
 void pointwise(const Pointwise& a) {
   record_variant(kPointwiseConv, kThisIsa);
   if (a.pixels == 0) return;
