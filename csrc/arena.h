@@ -14,16 +14,22 @@ class Arena {
  public:
   // `floats` floats, aligned to a cache line, contents undefined; valid until the next call on this thread.
   static float* get(int64_t floats) {
-    static thread_local Arena arena;
+    Arena& arena = mine();
     if (floats > arena.capacity_) arena.grow(floats);
     return arena.data_;
   }
+  // What this thread keeps, in bytes.
+  static int64_t size() { return mine().capacity_ * static_cast<int64_t>(sizeof(float)); }
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
  private:
   Arena() = default;
   ~Arena() { std::free(data_); }
+  static Arena& mine() {
+    static thread_local Arena arena;
+    return arena;
+  }
   void grow(int64_t floats) {
     const std::size_t wanted = static_cast<std::size_t>(floats) * sizeof(float);
     const std::size_t page = wanted > kHugePage / 2 ? kHugePage : 4096, bytes = (wanted + page - 1) / page * page;

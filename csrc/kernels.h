@@ -51,10 +51,12 @@ struct FoldBatchNorm {
   bool panels;  // write the weight as panels [ceil(channels/16)][per_channel][16], and zeros to the end of the last
 };
 
-// Weights in the order in which layers read them. While a 1x1 conv computes it pulls the next ones towards L2, a line
-// for each k, but never more than kAhead bytes past those in use: the units are busy then and the path to L3 is idle.
+// Weights that are read later. While a 1x1 conv computes it pulls them towards L2, a line for each k: the units are
+// busy then and the path to L3 is idle. In order, they lie behind those in use, and it is never more than kAhead bytes
+// ahead.
 struct WeightStream {
   const char *next, *end;
+  bool in_order;
 };
 constexpr int64_t kAhead = 512 * 1024;
 

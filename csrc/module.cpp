@@ -57,6 +57,7 @@ PYBIND11_MODULE(_C, m) {
         return std::make_pair(runs, seconds);
       },
       "How many plans this thread has run, and the seconds that the kernels of the last one took, without the call.");
+  m.def("arena_bytes", &mnv3_fast_arena_bytes, "Scratch memory that this thread keeps for the plans it runs.");
   m.def("time_layers", &mnv3_fast_time_layers, py::arg("on"),
         "Whether plans that this thread runs from now on time each of their layers.");
   m.def(

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "api.h"
+#include "arena.h"
 #include "engine/executor.h"
 #include "tensor.h"
 
@@ -47,6 +48,8 @@ const RegisterCpu registration("run_plan", run_plan);
 
 }  // namespace
 }  // namespace mnv3_fast
+
+int64_t mnv3_fast_arena_bytes() { return mnv3_fast::Arena::size(); }
 
 void mnv3_fast_time_layers(bool on) { mnv3_fast::timing = on; }
 

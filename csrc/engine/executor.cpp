@@ -99,7 +99,11 @@ void run_image(const Plan& plan, const Batch& batch, int64_t image, float* outpu
     float* to = last + 1 == count ? output : team.maps[turn];
     const NodeTime time(nanoseconds, i);
     if (node.kind == kStemNode) run_stem(node.stem, batch, image, out, to, team);
-    if (node.kind == kBlockNode) run_block(node.block, shape, out, map, to, team);
+    const Weights next = last + 1 < plan.nodes.size()
+                             ? first_weights(plan.nodes[last + 1], out, output_shape(plan.nodes[last + 1], out), team)
+                             : Weights{nullptr, 0};
+    if (node.kind == kBlockNode) run_block(node.block, shape, out, map, to, next, team);
+    else team.fetch_meanwhile(next);
     if (node.kind == kPoolNode) {
       team.once([&] { mean_of(map, shape.pixels(), shape.channels, shape.channels, to); });
     }
@@ -118,7 +122,7 @@ void run_image(const Plan& plan, const Batch& batch, int64_t image, float* outpu
 void run_images(const Plan& plan, const Batch& batch, int64_t begin, int64_t end, float* output, int64_t stride,
                 const Team& team, int64_t* nanoseconds) {
   for (int64_t i = begin; i < end; i++) {
-    team.stream = {plan.data, plan.end};
+    team.stream_plan(plan.data, plan.end);
     run_image(plan, batch, i, output + i * stride, team, nanoseconds);
   }
 }
@@ -132,7 +136,7 @@ int64_t team_floats(const Sizes& sizes, int threads) {
 // The classifier over the whole batch; rows[0] holds the features.
 void run_classifier(const Plan& plan, std::size_t first, int64_t images, float* const (&rows)[2], float* output,
                     const Team& team, int64_t* nanoseconds) {
-  team.stream = {nullptr, nullptr};
+  team.stream_plan(nullptr, nullptr);
   for (std::size_t i = first; i < plan.nodes.size(); i++) {
     const NodeTime time(nanoseconds, i);
     const LinearNode& l = plan.nodes[i].linear;

@@ -58,9 +58,42 @@ void run_pointwise(const LinearNode& l, int64_t pixels, const float* input, int6
   }
 }
 
-void run_block(const BlockNode& node, Shape in, Shape out, const float* input, float* output, const Team& team) {
+namespace {
+
+// A block whose rows are shared out, not its hidden channels.
+bool splits_rows(const BlockNode& node, Shape out, const Team& team) {
+  return !node.squeeze && (team.threads == 1 || out.height >= 14 * team.threads);
+}
+
+Weights panels_of(const float* weight, int64_t inputs, Part panels) {
+  return {weight + panels.begin * 16 * inputs, (panels.end - panels.begin) * 16 * inputs};
+}
+
+}  // namespace
+
+Weights first_weights(const Node& node, Shape in, Shape out, const Team& team) {
+  if (node.kind == kBlockNode) {
+    const BlockNode& b = node.block;
+    if (!b.expand_weight) return {nullptr, 0};
+    const int64_t panels = round_up(b.hidden, 16) / 16;
+    if (splits_rows(b, out, team)) return panels_of(b.expand_weight, b.inputs, {0, panels});
+    const Part blocks = team.part(hidden_blocks(block_of(b, in, out, nullptr, nullptr, nullptr)), 1);
+    return panels_of(b.expand_weight, b.inputs, {2 * blocks.begin, std::min(panels, 2 * blocks.end)});
+  }
+  if (node.kind != kPointwiseNode && node.kind != kLinearNode) return {nullptr, 0};
+  const int64_t panels = round_up(node.linear.outputs, 16) / 16, unit = node.kind == kLinearNode ? 4 : 2;
+  return panels_of(node.linear.weight, node.linear.inputs, team.part(panels, unit));
+}
+
+void run_block(const BlockNode& node, Shape in, Shape out, const float* input, float* output, Weights next,
+               const Team& team) {
+  const int64_t squeeze_panels = round_up(node.squeeze, 16) / 16, project_panels = round_up(node.outputs, 16) / 16;
+  const Weights project_weights = panels_of(node.project_weight, node.hidden, {0, project_panels});
+  if (splits_rows(node, out, team)) team.fetch_meanwhile(next);
+  else if (node.squeeze) team.fetch_meanwhile(panels_of(node.fc1_weight, node.hidden, team.part(squeeze_panels, 4)));
+  else team.fetch_meanwhile(project_weights);
   const Block block = block_of(node, in, out, input, output, team.weights());
-  if (!node.squeeze && (team.threads == 1 || out.height >= 14 * team.threads)) {
+  if (splits_rows(node, out, team)) {
     team.split(out.height, 1,
                [&](int64_t begin, int64_t end) { kernels().block_rows({block, begin, end, team.scratch}); });
     return;
@@ -76,6 +109,7 @@ void run_block(const BlockNode& node, Shape in, Shape out, const float* input, f
     run_linear(fc2, 1, team.squeeze, 0, team.gate, 0, node.gate, node.slope, team);
     gate = team.gate;
   }
+  team.fetch_meanwhile(next);
   const LinearNode project = {node.hidden, node.outputs, node.project_activation, node.project_weight,
                               node.project_bias};
   run_pointwise(project, out.pixels(), team.hidden, round_up(node.hidden, kHiddenBlock), gate,

@@ -135,8 +135,8 @@ void fetch(WeightStream* stream, const char* in_use_end, int64_t rows, int64_t i
   t.prefetch = reinterpret_cast<const char*>(t.weight);
   t.prefetch_step = 0;
   if (!stream || rows == 1) return;  // one row alone streams its own weights
-  if (stream->next < in_use_end) stream->next = in_use_end;
-  if (stream->next >= stream->end || stream->next >= in_use_end + kAhead) return;
+  if (stream->in_order && stream->next < in_use_end) stream->next = in_use_end;
+  if (stream->next >= stream->end || (stream->in_order && stream->next >= in_use_end + kAhead)) return;
   t.prefetch = stream->next;
   t.prefetch_step = 64;
   stream->next += 64 * inputs;
