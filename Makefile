@@ -1,13 +1,15 @@
 # Two commands do all set-up from a fresh clone: `make demo` and `make test`. Everything lives in .venv and build/.
-# OP=name narrows test and bench to one operator.
+# OP=name narrows test, test-driver, test-neon and bench to one operator.
 PYTHON ?= python3
 V := .venv/bin
 SOURCES := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*) CMakeLists.txt setup.py
 ISAS = $(shell $(V)/python -c "from mnv3_fast import instruction_sets; print(*instruction_sets())")
 ASAN = build/asan
 CHECK = build/wheel-check
+NEON_TOOLS = aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-aarch64:qemu-user
+NEON_TOOLCHAIN = -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
 
-.PHONY: help setup demo test test-isa test-slow test-asan fuzz lint format bench wheel wheel-check clean
+.PHONY: help setup demo test test-isa test-slow test-asan test-driver test-neon neon-tools neon-driver neon-loops fuzz lint format bench wheel wheel-check clean
 
 help:
 	@echo "make demo        real photos through torchvision and mnv3_fast, side by side"
@@ -15,6 +17,8 @@ help:
 	@echo "make test-isa    operators, engine and parity once for each instruction set of this CPU"
 	@echo "make test-slow   the full product of cases"
 	@echo "make test-asan   the edge cases under AddressSanitizer and UBSan"
+	@echo "make test-driver the kernels without torch, on this CPU"
+	@echo "make test-neon   the same for 64-bit ARM, emulated; make neon-loops shows what the inner loops consist of"
 	@echo "make fuzz        100,000 random cases against fp64"
 	@echo "make lint        ruff and clang-format; make format applies them"
 	@echo "make bench       benchmarks -> build/bench/*.json and tables.md"
@@ -62,6 +66,31 @@ test-asan: setup
 	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  $(V)/python tests/run_from.py $(ASAN) -q tests/ops tests/engine/test_plan.py \
 	  -k "forward or bad_input or executor or node or spoil or nan or batch or memory_safe or means or maps"
+
+# What torch and fp64 say is written to a file here, and compared by a program that has the kernels and no torch.
+build/driver/cases.bin: .venv/.kernels tests/dump_cases.py $(wildcard mnv3_fast/*.py mnv3_fast/*/*.py mnv3_fast/*/*/*.py)
+	mkdir -p $(@D) && $(V)/python tests/dump_cases.py $@
+
+test-driver: build/driver/cases.bin
+	$(V)/cmake -S . -B build/driver -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(V))/ninja -DMNV3_FAST_DRIVER=ON
+	$(V)/cmake --build build/driver
+	build/driver/mnv3_fast_driver build/driver/cases.bin $(OP)
+
+neon-tools:
+	@for tool in $(NEON_TOOLS); do \
+	  command -v $${tool%:*} >/dev/null || missing="$$missing $${tool#*:}"; \
+	done; \
+	test -z "$$missing" || { echo "test-neon: missing packages, install them with: apt-get install$$missing" >&2; exit 1; }
+
+neon-driver: neon-tools setup
+	$(V)/cmake -S . -B build/neon -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(V))/ninja -DMNV3_FAST_DRIVER=ON $(NEON_TOOLCHAIN)
+	$(V)/cmake --build build/neon
+
+test-neon: neon-driver build/driver/cases.bin
+	qemu-aarch64 build/neon/mnv3_fast_driver build/driver/cases.bin $(OP)
+
+neon-loops: neon-driver
+	$(V)/python tests/neon_loops.py build/neon/CMakeFiles/kernels_neon.dir/csrc/ops/*/cpu.cpp.o
 
 lint: setup
 	$(V)/ruff check .

@@ -30,6 +30,8 @@ const char* const* mnv3_fast_cpu_features() {
     if (__builtin_cpu_supports("avx512vl")) n.add("avx512vl");
     if (__builtin_cpu_supports("avx512dq")) n.add("avx512dq");
     if (__builtin_cpu_supports("avx512vnni")) n.add("avx512vnni");
+#elif defined(__aarch64__)
+    n.add("neon");
 #endif
     return n;
   }();

@@ -6,11 +6,12 @@
 namespace mnv3_fast {
 namespace {
 
-constexpr const char* kSetNames[kInstructionSets] = {"baseline", "avx2", "avx512"};
+constexpr const char* kSetNames[kInstructionSets] = {"baseline", "avx2", "avx512", "neon"};
 constexpr const char* kOpNames[kOps] = {"fold_batch_norm",     "stem_conv",      "pointwise_conv",   "depthwise_conv",
                                         "squeeze_excite_gate", "squeeze_excite", "inverted_residual"};
 
 InstructionSet best() {
+  if (is_available(InstructionSet::kNeon)) return InstructionSet::kNeon;
   if (is_available(InstructionSet::kAvx512)) return InstructionSet::kAvx512;
   return is_available(InstructionSet::kAvx2) ? InstructionSet::kAvx2 : InstructionSet::kBaseline;
 }
@@ -25,6 +26,7 @@ std::atomic<int> ran[kOps];  // 0: not since it was asked for, else 1 + the inst
 }  // namespace
 
 const char* name_of(InstructionSet set) { return kSetNames[static_cast<int>(set)]; }
+const char* name_of(Op op) { return kOpNames[op]; }
 
 bool is_available(InstructionSet set) {
 #if defined(__x86_64__)
@@ -34,6 +36,8 @@ bool is_available(InstructionSet set) {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            is_available(InstructionSet::kAvx2);
   }
+#elif defined(__aarch64__)
+  return set == InstructionSet::kNeon;  // every such CPU has it, so nothing else is built
 #endif
   return set == InstructionSet::kBaseline;
 }

@@ -3,8 +3,8 @@
 
 namespace mnv3_fast {
 
-enum class InstructionSet : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
-constexpr int kInstructionSets = 3;
+enum class InstructionSet : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kNeon = 3 };
+constexpr int kInstructionSets = 4;
 
 enum Op : int {
   kFoldBatchNorm,
@@ -18,6 +18,7 @@ enum Op : int {
 };
 
 const char* name_of(InstructionSet set);
+const char* name_of(Op op);
 bool is_available(InstructionSet set);
 InstructionSet instruction_set();
 void set_instruction_set(InstructionSet set);
@@ -31,6 +32,8 @@ const char* take_variant(const char* op);
 constexpr InstructionSet kThisIsa = InstructionSet::kAvx512;
 #elif defined(MNV3_ISA_AVX2)
 constexpr InstructionSet kThisIsa = InstructionSet::kAvx2;
+#elif defined(MNV3_ISA_NEON)
+constexpr InstructionSet kThisIsa = InstructionSet::kNeon;
 #else
 constexpr InstructionSet kThisIsa = InstructionSet::kBaseline;
 #endif

@@ -5,6 +5,8 @@
 #include <stdint.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define MNV3_INLINE inline __attribute__((always_inline))
@@ -42,17 +44,35 @@ constexpr int kLanes = 16;
 constexpr int kTileRows =
     14;  // pixels of a 1x1 conv tile: 14 x 2 accumulators + 2 weights + 1 broadcast of 32 registers
 constexpr int kTilePanels = 2;   // panels of 16 channels side by side in a tile
-constexpr int kTilePixels = 14;  // output pixels of a depthwise or stem tile
+constexpr int kRowPanels = 4;    // the same for a single pixel
+constexpr int kTilePixels = 14;  // output pixels of a depthwise tile
+constexpr int kStemPixels = 14;  // and of a stem tile
 #elif defined(MNV3_ISA_AVX2)
 constexpr int kLanes = 8;
 constexpr int kTileRows = 6;
 constexpr int kTilePanels = 1;
+constexpr int kRowPanels = 4;
 constexpr int kTilePixels = 7;
+constexpr int kStemPixels = 6;
+#elif defined(MNV3_ISA_NEON)
+constexpr int kLanes = 4;
+constexpr int kTileRows = 6;  // 6 x 4 accumulators + 4 weights + 2 inputs of 32 registers
+constexpr int kTilePanels = 1;
+constexpr int kRowPanels = 2;    // 8 accumulators, as many as multiply-adds are under way; 4 panels spill
+constexpr int kTilePixels = 14;  // 14 accumulators + 5 weights + 2 inputs
+constexpr int kStemPixels = 5;   // with 6, GCC fetches so many pixels ahead that it spills
 #else
 constexpr int kLanes = 4;
 constexpr int kTileRows = 3;
 constexpr int kTilePanels = 1;
+constexpr int kRowPanels = 4;
 constexpr int kTilePixels = 7;
+constexpr int kStemPixels = 3;
+#endif
+#if defined(__aarch64__)
+constexpr int kRowsAPointer = 1;  // rows of a 1x1 conv tile: 31 general registers, and loads that move their pointer
+#else
+constexpr int kRowsAPointer = 3;  // the others are reached by the stride as an index register
 #endif
 constexpr int kPanel = 16;  // channels of a packed panel, the same for every instruction set
 constexpr int kPanelVectors = kPanel / kLanes;
@@ -71,6 +91,21 @@ template <int L>
 MNV3_INLINE Vec<L> broadcast(float x) {
   return x - Vec<L>{};
 }
+// The same for several multiply-adds, of a value in memory. On x86 it fills a register once. On ARM the multiply-add
+// takes a lane of the scalar's register, which GCC finds if the scalar is pinned: filling a register (`ld1r`, `dup`)
+// uses the units that multiply.
+template <int L>
+MNV3_INLINE Vec<L> broadcast_from(const float* p) {
+#if defined(__aarch64__)
+  float x = *p;
+  MNV3_PIN(x);
+  return broadcast<L>(x);
+#else
+  Vec<L> x = broadcast<L>(*p);
+  MNV3_PIN(x);
+  return x;
+#endif
+}
 // max(x, low) and min(x, high) that keep a NaN in x. On x86 that is the instruction itself with x as its second
 // operand, which GCC does not find in a comparison.
 template <int L>
@@ -84,6 +119,9 @@ MNV3_INLINE Vec<L> at_least(Vec<L> x, Vec<L> low) {
 #if defined(__SSE__)
   if constexpr (L == 4) return (Vec<L>)_mm_max_ps((__m128)low, (__m128)x);
 #endif
+#if defined(MNV3_ISA_NEON)
+  if constexpr (L == 4) return (Vec<L>)vmaxq_f32((float32x4_t)low, (float32x4_t)x);  // NaN if either is
+#endif
   return x < low ? low : x;
 }
 template <int L>
@@ -96,6 +134,9 @@ MNV3_INLINE Vec<L> at_most(Vec<L> x, Vec<L> high) {
 #endif
 #if defined(__SSE__)
   if constexpr (L == 4) return (Vec<L>)_mm_min_ps((__m128)high, (__m128)x);
+#endif
+#if defined(MNV3_ISA_NEON)
+  if constexpr (L == 4) return (Vec<L>)vminq_f32((float32x4_t)high, (float32x4_t)x);
 #endif
   return x > high ? high : x;
 }

@@ -33,10 +33,13 @@ struct Tile {
   int64_t prefetch_step;  // bytes a k, 0 for nothing to fetch
 };
 
-// One k: weight vectors once, then a broadcast for each pixel. Every third row has a pointer of its own, so that the
-// others are reached by the stride (in bytes) as an index register.
+template <int Rows>
+constexpr int kPointers = (Rows + kRowsAPointer - 1) / kRowsAPointer;
+
+// One k: weight vectors once, then a broadcast for each pixel. Each kRowsAPointer rows share a pointer, from which the
+// stride (in bytes) reaches the others.
 template <bool Half, int Rows, int Vectors, int L>
-MNV3_INLINE void step(const char* const (&row)[(Rows + 2) / 3], int64_t stride, const float* weight,
+MNV3_INLINE void step(const char* const (&row)[kPointers<Rows>], int64_t stride, const float* weight,
                       int64_t panel_stride, Vec<L> (&sum)[Rows][Vectors], Vec<8> (&half)[Rows][1]) {
   Vec<L> w[Vectors];
   MNV3_UNROLL for (int v = 0; v < Vectors; v++) {
@@ -45,8 +48,9 @@ MNV3_INLINE void step(const char* const (&row)[(Rows + 2) / 3], int64_t stride, 
   Vec<8> half_w;
   if constexpr (Half) half_w = load<8>(weight + panel_stride);
   MNV3_UNROLL for (int i = 0; i < Rows; i++) {
-    Vec<L> x = broadcast<L>(*reinterpret_cast<const float*>(row[i / 3] + i % 3 * stride));
-    if (Vectors > 1 || Half) MNV3_PIN(x);  // used once: the multiply-add itself broadcasts, at full rate
+    const float* pixel = reinterpret_cast<const float*>(row[i / kRowsAPointer] + i % kRowsAPointer * stride);
+    // Used once: the multiply-add itself broadcasts, at full rate.
+    const Vec<L> x = Vectors > 1 || Half ? broadcast_from<L>(pixel) : broadcast<L>(*pixel);
     MNV3_UNROLL for (int v = 0; v < Vectors; v++) { sum[i][v] += x * w[v]; }
     if constexpr (Half) half[i][0] += lower_half(x) * half_w;
   }
@@ -77,14 +81,14 @@ __attribute__((noinline)) void run_tile(const Tile& t) {
     const Vec<L> bias = t.first ? load<L>(t.bias + v * L) : Vec<L>{};
     MNV3_UNROLL for (int i = 0; i < Rows; i++) sum[i][v] = bias;
   }
-  const char* row[(Rows + 2) / 3];
-  MNV3_UNROLL for (int i = 0; i < Rows; i += 3) row[i / 3] =
+  const char* row[kPointers<Rows>];
+  MNV3_UNROLL for (int i = 0; i < Rows; i += kRowsAPointer) row[i / kRowsAPointer] =
       reinterpret_cast<const char*>(t.input + i * t.input_stride);
   const float* weight = t.weight;
   const char* prefetch = t.prefetch;
   int64_t stride = t.input_stride * 4, panel_stride = t.panel_stride, k = 0;
   for (; k < t.inputs; k++) {
-    MNV3_UNROLL for (int i = 0; i < (Rows + 2) / 3; i++) MNV3_PIN_INDEX(row[i]);
+    MNV3_UNROLL for (int i = 0; i < kPointers<Rows>; i++) MNV3_PIN_INDEX(row[i]);
     MNV3_PIN_INDEX(stride);
     if (Rows == 1) {  // one pixel streams the weights from memory
       MNV3_UNROLL for (int v = 0; v < Vectors; v += kPanelVectors)
@@ -94,7 +98,7 @@ __attribute__((noinline)) void run_tile(const Tile& t) {
       prefetch += t.prefetch_step;
     }
     step<Half, Rows, Vectors, L>(row, stride, weight, panel_stride, sum, half);
-    MNV3_UNROLL for (int i = 0; i < (Rows + 2) / 3; i++) row[i] += 4;
+    MNV3_UNROLL for (int i = 0; i < kPointers<Rows>; i++) row[i] += 4;
     weight += kPanel;
   }
   finish_tile<L>(t, 0, sum);
@@ -120,7 +124,7 @@ void run_tile_of(int64_t rows, const Tile& t) {
 constexpr int kHalfLanes = kLanes > 8 ? 8 : kLanes;
 
 void run_panels(int64_t rows, int64_t panels, const Tile& t) {
-  if (rows == 1 && panels == 4) return run_tile<1, 4 * kPanelVectors, kLanes, false>(t);
+  if (rows == 1 && panels == kRowPanels) return run_tile<1, kRowPanels * kPanelVectors, kLanes, false>(t);
   if constexpr (kTilePanels > 1) {
     if (panels == kTilePanels && t.columns > kPanel + 8)
       return run_tile_of<kTilePanels * kPanelVectors, kLanes>(rows, t);
@@ -169,7 +173,7 @@ void run_blocks(int64_t rows, int64_t panels, int64_t inputs, WeightStream* stre
 void run_strip(const Pointwise& a, const float* input, int64_t input_stride, int64_t first, int64_t pixels) {
   const int64_t tiles = (pixels + kTileRows - 1) / kTileRows, least_rows = pixels / tiles,
                 more = pixels - tiles * least_rows;
-  const int64_t group = pixels == 1 ? 4 : kTilePanels;
+  const int64_t group = pixels == 1 ? kRowPanels : kTilePanels;
   int64_t panels;
   for (int64_t panel = a.panel_begin; panel < a.panel_end; panel += panels) {
     const int64_t channel = panel * kPanel;

@@ -11,8 +11,6 @@ namespace mnv3_fast {
 namespace MNV3_ISA {
 namespace {
 
-constexpr int kStemPixels = kLanes == 16 ? 14 : kLanes == 8 ? 6 : 3;  // as many as there are registers for
-
 struct StemTile {
   const float* const* rows;  // inputs * kernel_h pointers, input channel outside
   int64_t count;
@@ -58,8 +56,9 @@ __attribute__((noinline)) void run_tile(const StemTile& a, int64_t x) {
       Vec<kLanes> k[kPanelVectors];
       MNV3_UNROLL for (int v = 0; v < kPanelVectors; v++) k[v] = load<kLanes>(weight + v * kLanes);
       MNV3_UNROLL for (int t = 0; t < Pixels; t++) {
-        Vec<kLanes> pixel = broadcast<kLanes>(in[t * stride]);
-        if (kPanelVectors > 1) MNV3_PIN(pixel);  // used once: the multiply-add itself broadcasts, at full rate
+        // Used once: the multiply-add itself broadcasts, at full rate.
+        const Vec<kLanes> pixel =
+            kPanelVectors > 1 ? broadcast_from<kLanes>(in + t * stride) : broadcast<kLanes>(in[t * stride]);
         MNV3_UNROLL for (int v = 0; v < kPanelVectors; v++) acc[t][v] += pixel * k[v];
       }
     }
