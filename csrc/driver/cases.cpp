@@ -34,7 +34,7 @@ std::unique_ptr<AtenTensorOpaque> CaseFile::tensor() {
   const std::vector<int64_t> sizes = integers(), strides = integers();
   auto result = std::make_unique<AtenTensorOpaque>(dtype, sizes, strides);
   const std::vector<char> values = array<char>(result->bytes());
-  std::memcpy(result->data, values.data(), values.size());
+  if (!values.empty()) std::memcpy(result->data, values.data(), values.size());
   return result;
 }
 
