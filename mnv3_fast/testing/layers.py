@@ -146,13 +146,17 @@ def _block(name: str, block: BlockDescription, size: tuple[int, int]) -> list[Re
     return layers
 
 
+def model_macs(model: nn.Module, height: int, width: int) -> int:
+    """Multiply-adds of a model for one image, as torch's FLOP counter counts them."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, height, width))
+    return counter.get_total_flops() // 2
+
+
 @functools.cache
 def network_macs(net: str, size: int = 224) -> int:
-    """Multiply-adds of a whole network for one image, as torch's FLOP counter counts them."""
-    model = getattr(torchvision.models, f"mobilenet_v3_{net}")().eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, size, size))
-    return counter.get_total_flops() // 2
+    """Multiply-adds of torchvision's "large" or "small" for one image."""
+    return model_macs(getattr(torchvision.models, f"mobilenet_v3_{net}")().eval(), size, size)
 
 
 def double(value: object) -> object:

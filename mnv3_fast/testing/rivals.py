@@ -31,13 +31,13 @@ def fold_model(model: nn.Module) -> nn.Module:
     return folded
 
 
-def compile_frozen(model: nn.Module, x: Tensor) -> Callable[[Tensor], Any]:
-    """torch.compile with inductor's constant folding of the weights; compiled for x now."""
+def compile_frozen(model: nn.Module, x: Tensor, mode: str | None = None) -> Callable[[Tensor], Any]:
+    """torch.compile with inductor's constant folding of the weights, in one of its modes; compiled for x now."""
     import torch._inductor.config as inductor
 
     with inductor.patch(freezing=True), torch.no_grad():
         torch._dynamo.reset()
-        compiled = torch.compile(model)
+        compiled = torch.compile(model, mode=mode)
         compiled(x)
     return compiled
 
