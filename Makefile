@@ -1,5 +1,5 @@
 # Two commands do all set-up from a fresh clone: `make demo` and `make test`. Everything lives in .venv and build/.
-# OP=name narrows test, test-driver, test-neon and bench to one operator.
+# OP=name narrows test, test-driver, test-neon and bench to one operator; ARGS="..." are options of bench-rivals.
 PYTHON ?= python3
 V := .venv/bin
 SOURCES := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*) CMakeLists.txt setup.py
@@ -9,7 +9,7 @@ CHECK = build/wheel-check
 NEON_TOOLS = aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-aarch64:qemu-user
 NEON_TOOLCHAIN = -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
 
-.PHONY: help setup demo test test-isa test-slow test-asan test-driver test-neon neon-tools neon-driver neon-loops fuzz lint format bench wheel wheel-check clean
+.PHONY: help setup demo test test-isa test-slow test-asan test-driver test-neon neon-tools neon-driver neon-loops fuzz lint format bench bench-rivals wheel wheel-check clean
 
 help:
 	@echo "make demo        real photos through torchvision and mnv3_fast, side by side"
@@ -22,6 +22,7 @@ help:
 	@echo "make fuzz        100,000 random cases against fp64"
 	@echo "make lint        ruff and clang-format; make format applies them"
 	@echo "make bench       benchmarks -> build/bench/*.json and tables.md"
+	@echo "make bench-rivals  other inference engines beside ours -> build/rivals/tables.md and plots (about an hour)"
 	@echo "make setup       the environment in .venv and the kernels alone; make clean removes what was built"
 	@echo "make wheel       sdist and wheel; make wheel-check tests the wheel in an empty environment"
 
@@ -111,6 +112,10 @@ bench: test
 	$(if $(OP),,MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456 \
 	  $(V)/python -m pytest -q benchmarks/models -m slow --benchmark-only --benchmark-columns=median --benchmark-json=build/bench/batch32-keep.json)
 	$(V)/python -m benchmarks.report build/bench/*.json | tee build/bench/tables.md
+
+# The engines are installed under build/rivals/venv, none into .venv; one that cannot be installed is named in the tables.
+bench-rivals: setup
+	$(V)/python -m benchmarks.rivals $(ARGS)
 
 wheel: setup
 	rm -rf dist && $(V)/python -m build -q
