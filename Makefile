@@ -22,7 +22,7 @@ help:
 	@echo "make fuzz        100,000 random cases against fp64"
 	@echo "make lint        ruff and clang-format; make format applies them"
 	@echo "make bench       benchmarks -> build/bench/*.json and tables.md"
-	@echo "make bench-rivals  other inference engines beside ours -> build/rivals/tables.md and plots (about an hour)"
+	@echo "make bench-rivals  other inference engines beside ours -> build/rivals/tables.md and plots (about 45 minutes)"
 	@echo "make setup       the environment in .venv and the kernels alone; make clean removes what was built"
 	@echo "make wheel       sdist and wheel; make wheel-check tests the wheel in an empty environment"
 

@@ -12,6 +12,7 @@ import argparse
 import datetime
 import json
 import os
+import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def main() -> None:
         "environment": {
             name: value for name, value in os.environ.items() if name.startswith(("MNV3_FAST_", "MALLOC_"))
         },
+        "arguments": sys.argv[1:],
         "began": datetime.datetime.now().isoformat(timespec="seconds"),
         "seconds": options.seconds,
         "rounds": options.rounds,
@@ -85,7 +87,8 @@ def main() -> None:
         report(record, options.output)
     if not options.no_roofline:
         record["roofline"] = roofline.measure()
-        report(record, options.output)
+    record["ended"] = datetime.datetime.now().isoformat(timespec="seconds")
+    report(record, options.output)
     print(results.markdown(record))
 
 

@@ -72,4 +72,4 @@ def _call(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
-        raise Missing(f"{' '.join(command[1:4])} failed: {' '.join(lines[-2:]) or done.returncode}")
+        raise Missing(f"{' '.join(command[2:4])} failed: {' '.join(lines[-2:]) or done.returncode}")

@@ -51,7 +51,7 @@ def _step(engine: Engine, name: str, environment: str | None, file: Path, build:
         worker.answer(LOAD_TIMEOUT)
         if not file.exists():
             raise Missing(f"left no {file.name}, see {log}")
-    except Missing:
+    except BaseException:
         file.unlink(missing_ok=True)  # half a file would pass for a whole one
         raise
     finally:

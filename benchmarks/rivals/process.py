@@ -84,9 +84,8 @@ class Worker:
             os.killpg(self.pid, number)
 
 
-def machine_times() -> tuple[float, float]:
-    """Seconds since boot that the processors were busy, and that the host gave to others."""
+def busy_seconds() -> float:
+    """Seconds since boot that the machine's processors were busy, or given to others by its host."""
     fields = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
-    tick = os.sysconf("SC_CLK_TCK")
     user, nice, system, _idle, _wait, interrupts, soft, stolen = fields[:8]
-    return (user + nice + system + interrupts + soft) / tick, stolen / tick
+    return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")

@@ -56,7 +56,7 @@ def rows(cell: dict[str, Any]) -> list[Row]:
         theirs = timings[entry["engine"]]
         faster = {ours: ratios(timings[ours], theirs) for ours in (FROZEN, ACCELERATED) if ours in timings}
         frozen = faster.get(FROZEN)
-        quartiles = statistics.quantiles(frozen, n=4) if frozen and len(frozen) > 1 else [None] * 3
+        quartiles = statistics.quantiles(frozen, n=4, method="inclusive") if frozen and len(frozen) > 1 else [None] * 3
         gmacs = cell["macs"] / theirs.median * 1e-9
         peak = cell["fma_peak"]
         found.append(
@@ -102,15 +102,23 @@ def table(cell: dict[str, Any], names: dict[str, str]) -> str:
     return "\n".join(lines + [""] + [line + "  " for line in reasons + notes] if reasons or notes else lines)
 
 
+def others(cell: dict[str, Any]) -> float:
+    """How much of a core processes that are not measured took during the turns, on average."""
+    return statistics.fmean([share for entry in cell["entries"] for share in entry["others"]] or [0.0])
+
+
 def markdown(record: dict[str, Any]) -> str:
     """All cells, with who measured and what was going on meanwhile."""
     facts = record["machine"]
+    environment = [f"{name}={value}" for name, value in record["environment"].items()]
     versions = dict(
         sorted({pair for cell in record["cells"] for e in cell["entries"] for pair in e["versions"].items()})
     )
     out = [
         f"{facts['cpu']}, {facts['instruction_set']}, {facts['date']}; {record['rounds']} rounds of "
         f"{record['seconds']:g} s an engine; {', '.join(f'{name} {version}' for name, version in versions.items())}",
+        "",
+        f"`{' '.join([*environment, 'python -m benchmarks.rivals', *record['arguments']])}`",
         "",
         "Time is the median of all calls, memory the peak of an engine's process with Python, its imports and loading.",
     ]
@@ -120,7 +128,7 @@ def markdown(record: dict[str, Any]) -> str:
             f"\n**{cell['title']}**\n",
             table(cell, record["names"]),
             f"\n{peak}load average {cell['load_average'][0][0]:.2f}; other processes took "
-            f"{100 * cell['others_busy']:.0f}% of a core, the host {100 * cell['stolen']:.0f}%.",
+            f"{100 * others(cell):.0f}% of a core meanwhile.",
         ]
     return "\n".join(out) + "\n"
 

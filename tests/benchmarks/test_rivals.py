@@ -21,7 +21,14 @@ from benchmarks.rivals.process import Worker
 
 
 def entry(key: str, *blocks: list[float], **facts: Any) -> dict[str, Any]:
-    standard = {"error": 1e-6, "peak_rss": 50e6, "limited": True, "note": "", "versions": {"engine": "1.0"}}
+    standard = {
+        "error": 1e-6,
+        "peak_rss": 50e6,
+        "limited": True,
+        "note": "",
+        "versions": {"engine": "1.0"},
+        "others": [0.25],
+    }
     return {"engine": key, "name": ENGINES[key].name, "blocks": list(blocks), **standard, **facts}
 
 
@@ -30,7 +37,7 @@ def record() -> dict[str, Any]:
     """Three rounds on a machine that becomes slower, an engine that we lose to, and one that is missing."""
     cell = {
         "case": "small-b8-224x224", "title": "small, batch 8", "batch": 8, "threads": 2, "macs": 60_000_000,
-        "fma_peak": 50.0, "load_average": [[0.5, 0, 0], [0.6, 0, 0]], "others_busy": 0.25, "stolen": 0.0,
+        "fma_peak": 50.0, "load_average": [[0.5, 0, 0], [0.6, 0, 0]],
         "entries": [
             entry("frozen", [0.001] * 3, [0.002] * 3, [0.004] * 3),
             entry("accelerated", [0.002] * 3, [0.002] * 3, [0.004] * 3),
@@ -41,7 +48,8 @@ def record() -> dict[str, Any]:
     }  # fmt: skip
     machine = {"cpu": "a CPU", "instruction_set": "avx2", "date": "2026-01-01"}
     names = {key: engine.name for key, engine in ENGINES.items()}
-    return {"machine": machine, "rounds": 3, "seconds": 0.2, "names": names, "cells": [cell]}
+    call = {"environment": {"MNV3_FAST_ISA": "avx2"}, "arguments": ["--nets", "small"]}
+    return {**call, "machine": machine, "rounds": 3, "seconds": 0.2, "names": names, "cells": [cell]}
 
 
 def test_ratios_are_of_the_same_rounds(record: dict[str, Any]) -> None:
@@ -62,6 +70,7 @@ def test_losses_stay_and_missing_engines_are_named(record: dict[str, Any]) -> No
     assert "| MNN | missing |" in table
     assert "MNN is missing: pip install failed: no such version" in table
     assert "ncnn: a loop." in table
+    assert "`MNV3_FAST_ISA=avx2 python -m benchmarks.rivals --nets small`" in table
     assert "other processes took 25% of a core" in table
     lines = {line["engine"]: line for line in csv.DictReader(results.to_csv(record).splitlines())}
     assert set(lines) == {"frozen", "accelerated", "openvino", "ncnn", "mnn"}
