@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks.rivals.engine import Engine, Run
 from benchmarks.rivals.engines import ENGINES
+from benchmarks.rivals.engines.ours import TREE
 
 LEAST_CALLS = 3
 
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> None:
             _answer(answers, {})
         else:
             folder, threads = rest
-            _serve(ENGINES[key], Path(folder), int(threads), answers)
+            _serve({**ENGINES, TREE.key: TREE}[key], Path(folder), int(threads), answers)
     except Exception as error:
         traceback.print_exc()
         _answer(answers, {"error": f"{type(error).__name__}: {error}"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,19 @@ def load_accelerated(folder: Path, threads: int) -> Run:
     return _run(mnv3_fast.accelerate, folder, threads)
 
 
+def load_tree(folder: Path, threads: int) -> Run:
+    """``mnv3_fast.freeze`` of the source tree that the environment names."""
+    tree = Path(os.environ[TREE_VARIABLE])
+    sys.path.insert(0, str(tree))
+    import mnv3_fast
+
+    assert Path(mnv3_fast.__file__).is_relative_to(tree), mnv3_fast.__file__
+    return _run(mnv3_fast.freeze, folder, threads)
+
+
+TREE_VARIABLE = "BENCHMARK_TREE"
+TREE = Engine("tree", "mnv3_fast of a source tree", load_tree, packages=("torch",), ours=True)
+"""For benchmarks.check; no row of the tables."""
 # MNV3_FAST_ISA, which asks for the limit, is inherited.
 _LIMITS = {"avx2": {}, "baseline": {}}
 ENGINES = tuple(
