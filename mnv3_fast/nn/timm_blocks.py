@@ -54,7 +54,7 @@ class MobileNetV3(FusedNet, FusedStem, StandIn, mobilenetv3.MobileNetV3):
 
     def _net_reader(self) -> NetDescription:
         for name in ("forward_features", "forward_head"):
-            if name in self.__dict__:
+            if name in self.__dict__:  # looked at in each call of forward, too
                 raise Unsupported(f"it has a {name} of its own")
         check_accelerated(child for stage in self.blocks for child in stage)
         description = timm.read_net(self)
@@ -72,7 +72,8 @@ class MobileNetV3(FusedNet, FusedStem, StandIn, mobilenetv3.MobileNetV3):
 
     def forward(self, x: Tensor) -> Tensor:
         """As timm's."""
-        output = self._fused_net(x)
+        own = "forward_features" in self.__dict__ or "forward_head" in self.__dict__
+        output = None if own else self._fused_net(x)
         return super().forward(x) if output is None else output
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -229,10 +229,15 @@ def _hook(model: nn.Module) -> None:
 
 
 def _other_flatten(model: nn.Module) -> None:
-    model.flatten = nn.Identity()
+    class Doubled(nn.Flatten):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 2
+
+    model.flatten = Doubled()
 
 
 def _timm_classifier(model: nn.Module) -> None:
+    torch.manual_seed(0)
     model.reset_classifier(7)
 
 
