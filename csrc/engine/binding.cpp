@@ -11,6 +11,9 @@
 namespace mnv3_fast {
 namespace {
 
+// Within these no size of memory overflows.
+constexpr int64_t kMostSide = 1 << 20, kMostImages = int64_t{1} << 31;
+
 thread_local double last_seconds = 0;
 thread_local int64_t runs = 0;
 thread_local bool timing = false;
@@ -30,6 +33,9 @@ void run_plan(StableIValue* stack, uint64_t, uint64_t) {
   }
   int64_t height = input.size(2), width = input.size(3);
   if (height <= 0 || width <= 0) fail("run_plan", "input must not be empty, got " + input.shape());
+  if (height > kMostSide || width > kMostSide || input.size(0) > kMostImages) {
+    fail("run_plan", "input is too large, got " + input.shape());
+  }
   output_size(plan, height, width);
   Tensor output = plan.output_is_map ? empty_map(input.size(0), plan.output_channels, height, width)
                                      : empty_matrix(input.size(0), plan.output_channels);

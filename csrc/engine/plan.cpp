@@ -112,7 +112,11 @@ BlockNode read_block(const Words& n) {
   b.project_bias = n.panels(31, 1, b.outputs, "a project bias");
   b.project_activation = n.activation(32);
   b.residual = n.flag(21);
-  if (b.residual && (b.inputs != b.outputs || b.window.stride_h != 1 || b.window.stride_w != 1)) {
+  const Window& w = b.window;
+  const bool keeps_size = w.stride_h == 1 && w.stride_w == 1 &&
+                          w.pad_top + w.pad_bottom == w.dilation_h * (w.kernel_h - 1) &&
+                          w.pad_left + w.pad_right == w.dilation_w * (w.kernel_w - 1);
+  if (b.residual && (b.inputs != b.outputs || !keeps_size)) {
     corrupt("a residual block changes the shape of its map");
   }
   return b;

@@ -2,7 +2,7 @@
 
 An entry is found by what its tensors are like: their version counters, and ``tensor_state``: layout and values,
 BatchNorm vectors and biases whole, of each larger weight its memory and 64 values. So it is used only if nothing has
-changed, and it goes when any of the tensors goes, or when others at the same addresses take its place. What no check
+changed, and it goes when any of the tensors goes, or when these tensors are packed anew. What no check
 can see, a write to one weight through ``.data`` or NumPy that misses all samples, needs ``mnv3_fast.refresh``.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from mnv3_fast import _library
 from mnv3_fast.engine.op import STATE
 
-Addresses = tuple[int, ...]
+Objects = tuple[int, ...]
 State = tuple[bytes, int, Any]
 Plan = tuple[Tensor, list[int]]
 INLINED = 8
@@ -33,13 +33,14 @@ class Entry:
     plan: Tensor
     geometry: list[int]
     state: State
-    addresses: Addresses
+    objects: Objects
+    addresses: frozenset[int]
     references: list[Any] = field(default_factory=list)
     dropped: bool = False
 
 
 _entries: dict[State, Entry] = {}
-_by_address: dict[Addresses, Entry] = {}
+_by_objects: dict[Objects, Entry] = {}
 
 
 def find(tensors: list[Tensor], arguments: Any, build: Callable[[], Plan]) -> Entry:
@@ -50,12 +51,13 @@ def find(tensors: list[Tensor], arguments: Any, build: Callable[[], Plan]) -> En
         return entry
     plan, geometry = build()  # after the state: a write meanwhile makes the new entry stale, not wrong
     lasting = [tensor for tensor in tensors if tensor.numel() > INLINED] or tensors
-    addresses = tuple(tensor.data_ptr() for tensor in lasting)
-    _forget(_by_address.get(addresses))
-    entry = Entry(plan, geometry, state, addresses)
+    # By the objects: memory that one was given meanwhile by `.data =` may lie where a freed one did.
+    objects = tuple(id(tensor) for tensor in lasting)
+    _forget(_by_objects.get(objects))
+    entry = Entry(plan, geometry, state, objects, frozenset(tensor.data_ptr() for tensor in lasting))
     gone = weakref.ref(entry)  # no cycle: plans are large, and should not wait for the garbage collector
     entry.references = [weakref.ref(tensor, lambda _: _forget(gone())) for tensor in lasting]
-    _entries[state] = _by_address[addresses] = entry
+    _entries[state] = _by_objects[objects] = entry
     return entry
 
 
@@ -66,11 +68,24 @@ def _state_of(tensors: list[Tensor], arguments: Any) -> State:
 
 def drop(tensors: Iterable[Tensor]) -> int:
     """Forget every plan that was packed from one of these tensors; returns how many."""
-    pointers = {tensor.data_ptr() for tensor in tensors}
-    stale = [entry for entry in list(_entries.values()) if not pointers.isdisjoint(entry.addresses)]
+    found = list(tensors)
+    pointers, objects = {tensor.data_ptr() for tensor in found}, {id(tensor) for tensor in found}
+    stale = [
+        entry
+        for entry in list(_entries.values())
+        if not (pointers.isdisjoint(entry.addresses) and objects.isdisjoint(entry.objects))
+    ]
     for entry in stale:
         _forget(entry)
     return len(stale)
+
+
+def drop_parts(whole: Entry) -> None:
+    """Forget the plans of parts of what another plan holds."""
+    objects = set(whole.objects)
+    for entry in list(_entries.values()):
+        if entry is not whole and objects.issuperset(entry.objects):
+            _forget(entry)
 
 
 def size() -> int:
@@ -82,6 +97,7 @@ def _forget(entry: Entry | None) -> None:
     if entry is None:
         return
     entry.dropped = True
-    for table, key in ((_entries, entry.state), (_by_address, entry.addresses)):
-        if table.get(key) is entry:
-            del table[key]
+    if _entries.get(entry.state) is entry:
+        del _entries[entry.state]
+    if _by_objects.get(entry.objects) is entry:
+        del _by_objects[entry.objects]

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
-from torchvision.ops.misc import FrozenBatchNorm2d
 
 from mnv3_fast.engine.kinds import BLOCK, LINEAR, POINTWISE, POOL, STEM
-from mnv3_fast.ops.depthwise_conv.op import KERNEL_SIZES
+from mnv3_fast.models.checks import Unsupported, check_conv
 from mnv3_fast.ops.elements import ACTIVATIONS, GATES
 from mnv3_fast.ops.inverted_residual.layout import HAS_BATCH_NORM, HAS_BIAS, NOT_AFFINE
 from mnv3_fast.ops.network.layout import Stage, has_bias, join
@@ -26,10 +25,6 @@ STOCK: dict[type, type] = {}
 def stock_class(cls: type) -> type:
     """The class that a fused class stands for; any other class itself."""
     return STOCK.get(cls, cls)
-
-
-class Unsupported(Exception):
-    """A module that our kernels cannot run as it stands; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -211,48 +206,6 @@ def read_gate(module: nn.Module) -> tuple[str, float]:
     if type(module) is nn.Sigmoid:
         return "sigmoid", 1 / 6
     raise Unsupported(f"gate {type(module).__name__} has no kernel (hardsigmoid and sigmoid have)")
-
-
-_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
-
-
-def check_norm(module: nn.Module | None, classes: tuple[type, ...] = _BATCH_NORMS) -> None:
-    """A BatchNorm with running statistics, or none."""
-    if module is None:
-        return
-    if type(module) not in classes:
-        raise Unsupported(f"norm {type(module).__name__} cannot be folded into a convolution")
-    if (module.weight is None) != (module.bias is None):
-        raise Unsupported("BatchNorm with only one of weight and bias has no kernel")
-    if module.running_mean is None or module.running_var is None:
-        raise Unsupported("BatchNorm without running statistics cannot be folded into a convolution")
-
-
-def check_conv(conv: nn.Module, kind: str) -> None:
-    """A convolution of one kind, "pointwise", "depthwise" or "stem", that the kernels run."""
-    if type(conv) is not nn.Conv2d:
-        raise Unsupported(f"{kind} convolution is a {type(conv).__name__}, not an nn.Conv2d")
-    if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
-        raise Unsupported(f"padding {conv.padding!r} with mode {conv.padding_mode!r} has no kernel")
-    if kind == "pointwise":
-        plain = conv.groups == 1 and conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0)
-        if not plain:
-            raise Unsupported(f"expected a 1x1 convolution, got {_words(conv)}")
-    elif kind == "depthwise":
-        if conv.groups != conv.in_channels or conv.out_channels != conv.in_channels:
-            raise Unsupported(f"expected a depthwise convolution, got {_words(conv)}")
-        if not set(conv.kernel_size) <= set(KERNEL_SIZES):
-            raise Unsupported(f"depthwise kernel size {conv.kernel_size} has no kernel (1, 3, 5 and 7 have)")
-    elif conv.groups != 1 or conv.in_channels * conv.kernel_size[0] > 64:
-        raise Unsupported(f"expected a stem (a dense convolution of few channels), got {_words(conv)}")
-
-
-def _words(conv: nn.Conv2d) -> str:
-    """The convolution in words; its repr cannot be traced by torch.compile."""
-    return (
-        f"{conv.in_channels} to {conv.out_channels} channels, kernel {conv.kernel_size}, stride {conv.stride}, "
-        f"padding {conv.padding}, groups {conv.groups}"
-    )
 
 
 def describe_block(module: nn.Module) -> BlockDescription:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from torch import nn
 
+from mnv3_fast.models.checks import (
+    Unsupported,
+    check_conv,
+    check_residual,
+    is_dense_linear,
+    is_global_average,
+)
 from mnv3_fast.models.description import (
     BlockDescription,
     ConvLayer,
     LinearLayer,
     NetDescription,
     SqueezeExciteLayer,
-    Unsupported,
-    check_conv,
     read_activation,
     read_gate,
     stock_class,
@@ -82,7 +87,9 @@ def _block(module: nn.Module, expand: ConvLayer | None, depthwise: ConvLayer, pr
     _check_plain(module)
     check_conv(depthwise.conv, "depthwise")
     check_conv(project.conv, "pointwise")
-    return BlockDescription(expand, depthwise, _read_squeeze_excite(module.se), project, bool(module.has_skip))
+    return BlockDescription(
+        expand, depthwise, _read_squeeze_excite(module.se), project, check_residual(depthwise, bool(module.has_skip))
+    )
 
 
 def read_conv(module: nn.Module) -> ConvLayer | None:
@@ -110,7 +117,7 @@ def stem_layer(model: nn.Module) -> ConvLayer:
 
 def _is_linear(module: nn.Module) -> bool:
     """torch's, or timm's, which computes the same."""
-    return type(module) is nn.Linear or is_timm(module, "Linear")
+    return (type(module) is nn.Linear or is_timm(module, "Linear")) and is_dense_linear(module)
 
 
 def net_modules(model: nn.Module) -> list[nn.Module]:
@@ -127,7 +134,10 @@ def read_net(model: nn.Module) -> NetDescription | None:
     if not is_timm(model, "MobileNetV3"):
         return None
     stem = stem_layer(model)
-    children = [child for stage in model.blocks for child in stage]
+    stages = list(model.blocks)
+    if any(type(stage) is not nn.Sequential for stage in stages):
+        raise Unsupported("something else than a Sequential stands among the stages")
+    children = [child for stage in stages for child in stage]
     tail = read_conv(children[-1])
     blocks = []
     for child in children[:-1] if tail else children:
@@ -135,14 +145,15 @@ def read_net(model: nn.Module) -> NetDescription | None:
         if block is None:
             raise Unsupported(f"{type(child).__name__} stands among the blocks")
         blocks.append(block)
-    if getattr(model.global_pool, "pool_type", None) != "avg":
-        raise Unsupported(f"global_pool {model.global_pool} has no kernel (average pooling has)")
-    if type(model.flatten) is not nn.Flatten or model.flatten.start_dim != 1:
+    pool = model.global_pool
+    plain = getattr(pool, "pool_type", None) == "avg" and is_global_average(getattr(pool, "pool", None))
+    if not plain or type(getattr(pool, "flatten", None)) is not nn.Identity:
+        raise Unsupported(f"global_pool {pool} has no kernel (average pooling to one pixel has)")
+    if type(model.flatten) is not nn.Flatten or (model.flatten.start_dim, model.flatten.end_dim) != (1, -1):
         raise Unsupported(f"flatten is {model.flatten}, expected Flatten(1)")
     if type(model.norm_head) is not nn.Identity:
         raise Unsupported(f"norm_head {type(model.norm_head).__name__} has no kernel")
-    if type(model.conv_head) is not nn.Conv2d or model.conv_head.kernel_size != (1, 1):
-        raise Unsupported(f"conv_head {model.conv_head} has no kernel")
+    check_conv(model.conv_head, "pointwise")
     head = [LinearLayer(model.conv_head, read_activation(model.act2))]
     rest: tuple[nn.Module, ...] = ()
     if _is_linear(model.classifier):

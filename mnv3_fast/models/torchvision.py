@@ -6,15 +6,20 @@ from torch import nn
 from torchvision.models.mobilenetv3 import InvertedResidual, MobileNetV3
 from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
+from mnv3_fast.models.checks import (
+    Unsupported,
+    check_conv,
+    check_norm,
+    check_residual,
+    is_dense_linear,
+    is_global_average,
+)
 from mnv3_fast.models.description import (
     BlockDescription,
     ConvLayer,
     LinearLayer,
     NetDescription,
     SqueezeExciteLayer,
-    Unsupported,
-    check_conv,
-    check_norm,
     kind_of_conv,
     read_activation,
     read_gate,
@@ -88,7 +93,9 @@ def block_layers(module: InvertedResidual) -> BlockDescription:
         check_conv(expand.conv, "pointwise")
     check_conv(convs[-2].conv, "depthwise")
     check_conv(convs[-1].conv, "pointwise")
-    return BlockDescription(expand, convs[-2], squeeze_excite, convs[-1], bool(module.use_res_connect))
+    return BlockDescription(
+        expand, convs[-2], squeeze_excite, convs[-1], check_residual(convs[-2], bool(module.use_res_connect))
+    )
 
 
 def read_head(classifier: nn.Module) -> tuple[tuple[LinearLayer, ...], tuple[nn.Module, ...]]:
@@ -98,7 +105,7 @@ def read_head(classifier: nn.Module) -> tuple[tuple[LinearLayer, ...], tuple[nn.
     taken = 0
     for i, module in enumerate(modules):
         plain = not has_hooks(module)
-        if type(module) is nn.Linear and plain and _is_dense(module):
+        if type(module) is nn.Linear and plain and is_dense_linear(module):
             layers.append(LinearLayer(module, "none"))
         elif type(module) in (nn.Hardswish, nn.ReLU) and plain and layers and layers[-1].activation == "none":
             layers[-1] = LinearLayer(layers[-1].linear, read_activation(module))
@@ -106,17 +113,6 @@ def read_head(classifier: nn.Module) -> tuple[tuple[LinearLayer, ...], tuple[nn.
             break
         taken = i + 1
     return tuple(layers), tuple(modules[taken:])
-
-
-def _is_dense(linear: nn.Linear) -> bool:
-    """A weight of at least one row and a bias of as many values; torch also takes a bias that it broadcasts."""
-    outputs = linear.weight.shape[0]
-    return outputs > 0 and (linear.bias is None or tuple(linear.bias.shape) == (outputs,))
-
-
-def is_global_average(pool: nn.Module) -> bool:
-    """Whether a module is AdaptiveAvgPool2d(1)."""
-    return type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1))
 
 
 def has_hooks(module: nn.Module) -> bool:

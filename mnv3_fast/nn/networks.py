@@ -55,12 +55,12 @@ class WholeNet:
             module.__dict__.pop("_fusion", None)  # their plans would only take memory
         root.__dict__.pop("_fusion", None)
         tensors = [holder[name] for holder, name in fusion.sources]
-        cache.drop(tensors)
         try:
             entry = fusion.plan(tensors)
         except (TypeError, ValueError, RuntimeError):
             return None  # parts that do not fit each other; the one that does not will say so
         assert entry is not None
+        cache.drop_parts(entry)
         self._fusion = fusion
         return entry, fusion.description.rest
 

@@ -28,6 +28,9 @@ ATTRIBUTES = (
     "padding_mode",
     "eps",
     "output_size",
+    "start_dim",
+    "end_dim",
+    "pool_type",
     "use_res_connect",
     "has_skip",
 )
@@ -71,6 +74,11 @@ def modules_below(root: nn.Module) -> list[nn.Module]:
     return [module for module in root.modules() if module is not root]
 
 
+def is_drop_path(module: nn.Module) -> bool:
+    """timm's DropPath, which drops whole blocks in training mode."""
+    return type(module).__name__ == "DropPath"
+
+
 def modules_reason(inside: Sequence[nn.Module], description: Description) -> str | None:
     """Why the modules of a block may not be replaced by one op. torch.compile traces this: plain loops only."""
     for module in inside:
@@ -82,7 +90,7 @@ def modules_reason(inside: Sequence[nn.Module], description: Description) -> str
         for name in ATTRIBUTES:
             if not isinstance(module.__dict__.get(name, 0), IMMUTABLE):
                 return f"{name} is a {type(module.__dict__[name]).__name__}, which may change unseen"
-        if isinstance(module, nn.Dropout) and module.training:
+        if (isinstance(module, nn.Dropout) or is_drop_path(module)) and module.training:
             return "a dropout inside is in training mode"
     convs, norms, _ = parts_of(description)
     for norm in norms:

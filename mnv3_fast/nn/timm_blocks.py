@@ -56,9 +56,9 @@ class MobileNetV3(FusedNet, FusedStem, StandIn, mobilenetv3.MobileNetV3):
         for name in ("forward_features", "forward_head"):
             if name in self.__dict__:  # looked at in each call of forward, too
                 raise Unsupported(f"it has a {name} of its own")
-        check_accelerated(child for stage in self.blocks for child in stage)
         description = timm.read_net(self)
         assert description is not None
+        check_accelerated([child for stage in self.blocks for child in stage])
         return description
 
     def _net_modules(self) -> list[nn.Module]:

@@ -12,6 +12,9 @@ from torch import nn
 
 import mnv3_fast
 from mnv3_fast import testing
+from mnv3_fast.engine import cache
+from mnv3_fast.models.description import describe_net
+from mnv3_fast.testing.compare import op_module
 from tests.models import test_end as end
 from tests.models.common import cached_parity_model, count_ops
 
@@ -266,3 +269,129 @@ def test_timms_network_is_one_plan_too(
         assert after.shape != before.shape or not torch.equal(after, before)
         assert testing.relative_error(after, expected) <= testing.NET_LIMIT
     assert (plans(timm_network) == 1) is stays_whole
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("net", ["large", "small"])
+def test_two_models_that_differ_in_one_row(net: str) -> None:
+    """Their tensors have equal versions, shapes and samples; only the addresses of larger ones tell them apart."""
+    first, second = (copy.deepcopy(cached_parity_model(net)) for _ in range(2))
+    second.classifier[3].weight.data[7] += 1.0
+    for model in (first, second):
+        fast = mnv3_fast.accelerate(model)
+        for _ in range(4):
+            assert testing.relative_error(fast(X), model(X)) <= testing.NET_LIMIT
+        output = torch.ops.mnv3_fast.network(X, *describe_net(model).flatten())
+        assert testing.relative_error(output, model(X)) <= testing.NET_LIMIT
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["features.12.0", "classifier.0", "classifier.3"])
+def test_other_memory_for_one_weight_takes_effect(whole: nn.Module, name: str) -> None:
+    weight = whole.get_submodule(name).weight
+    for i in range(6):  # what is freed is given out again
+        other = weight.detach().clone()
+        other[i, 3 + i] += 3.0
+        weight.data = other
+        del other
+        assert testing.relative_error(whole(X), end.stock(whole)(X)) <= testing.NET_LIMIT
+    for _ in range(3):
+        assert testing.relative_error(whole(X), end.stock(whole)(X)) <= testing.NET_LIMIT
+
+
+@torch.no_grad()
+def test_old_memory_given_back_takes_effect_and_plans_do_not_pile_up() -> None:
+    block = mnv3_fast.accelerate(copy.deepcopy(cached_parity_model("small").features[9]), inplace=True)
+    x, weight = torch.randn(1, 48, 7, 7), block.block[0][0].weight
+    block(x)
+    before, kept = cache.size(), weight.data
+    weight.data = kept.clone()
+    block(x)
+    kept[0, 1] += 3  # no sample of its values
+    weight.data = kept
+    assert testing.relative_error(block(x), end.stock(block)(x)) <= testing.NET_LIMIT
+    others = [weight.detach().clone() for _ in range(20)]
+    for other in others:
+        weight.data = other
+        block(x)
+    assert cache.size() == before
+
+
+@torch.no_grad()
+def test_copies_that_share_their_tensors_share_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = copy.deepcopy(cached_parity_model("small"))
+    copies = [mnv3_fast.accelerate(model) for _ in range(2)]
+    for _ in range(4):
+        for fast in copies:
+            fast(X)
+    module = op_module("network")
+    monkeypatch.setattr(module, "pack_stages", lambda *_: pytest.fail("packed again"))
+    for _ in range(3):
+        for fast in copies:
+            fast(X)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padding", [(0, 0), (3, 3), (500, 500)])
+def test_a_residual_of_another_size_is_torchs_error(whole: nn.Module, padding: tuple[int, int]) -> None:
+    whole.features[5].block[1][0].padding = padding
+    with pytest.raises(RuntimeError, match="must match the size of tensor|Kernel size can't be greater"):
+        whole(X)
+    with pytest.raises(RuntimeError, match="must match the size of tensor|Kernel size can't be greater"):
+        whole.features[5](torch.randn(1, 40, 2, 2).to(memory_format=torch.channels_last))
+
+
+class Twice(nn.Flatten):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * 2
+
+
+TIMM_CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "max pool": lambda m: setattr(m.global_pool, "pool", nn.AdaptiveMaxPool2d(1)),
+    "pool of the conv_head": lambda m: setattr(m.conv_head, "stride", (2, 2)),
+    "padding of the conv_head": lambda m: (setattr(m.conv_head, "padding", (1, 1)), setattr(m, "classifier", Twice())),
+    "flatten": lambda m: setattr(m, "flatten", Twice()),
+    "another stage": lambda m: m.blocks.append(nn.ReLU()),
+    "drop path": lambda m: m.blocks[1][1].__dict__["_modules"].update(drop_path=nn.Tanh()),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("change", TIMM_CHANGES)
+def test_what_timm_lets_be_changed(timm_network: nn.Module, change: str, packed: bool) -> None:
+    for _ in range(4 if packed else 0):
+        timm_network(X)
+    TIMM_CHANGES[change](timm_network)
+    stock = mnv3_fast.restore(copy.deepcopy(timm_network))
+    for _ in range(5):
+        ours, theirs = timm_network(X), stock(X)
+        assert ours.shape == theirs.shape
+        assert testing.relative_error(ours, theirs) <= testing.NET_LIMIT
+
+
+@torch.no_grad()
+def test_a_drop_path_in_training_mode_drops() -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("mobilenetv3_small_050", drop_path_rate=0.9).eval()
+    fast = mnv3_fast.accelerate(model)
+    for _ in range(4):
+        fast(X)
+    assert plans(fast) == 1
+    for network in (model, fast):
+        for module in network.modules():
+            if type(module).__name__ == "DropPath":
+                module.train()
+    for seed in range(3):
+        outputs = []
+        for network in (model, fast):
+            torch.manual_seed(seed)
+            outputs.append(network(X))
+        assert testing.relative_error(outputs[1], outputs[0]) <= testing.NET_LIMIT
+
+
+def test_an_input_that_no_memory_could_hold_is_an_error() -> None:
+    engine = mnv3_fast.freeze(cached_parity_model("small"))
+    for height, width in ((2**30, 2**30), (2**60, 1), (1, 2**40)):
+        with torch.no_grad(), pytest.raises(RuntimeError, match="run_plan: input is too large, got"):
+            engine(torch.zeros(1, 3, 1, 1).expand(1, 3, height, width))

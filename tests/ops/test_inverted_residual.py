@@ -135,6 +135,26 @@ def test_every_visible_write_repacks() -> None:
     harness.check_writes(SMALL)
 
 
+@harness.needs_kernels
+@pytest.mark.parametrize("change", ["transposed", "flat", "bias"])
+def test_squeeze_excite_of_another_shape(change: str) -> None:
+    x, tensors, spec, constants = harness.prepared(SMALL)
+    i = -1 if change == "bias" else -2
+    shape = {"transposed": (8, 40, 1, 1), "flat": (1, 320), "bias": (40, 1)}[change]
+    tensors[i] = tensors[i].reshape(shape)
+    with pytest.raises(ValueError, match="squeeze_excite does not fit the block, got"):
+        torch.ops.mnv3_fast.inverted_residual(x, tensors, spec, constants)
+
+
+@harness.needs_kernels
+@pytest.mark.parametrize("pads", [(0, 0, 0, 0), (3, 3, 3, 3), (500, 500, 500, 500), (2, 3, 2, 2)])
+def test_residual_of_another_size(pads: tuple[int, ...]) -> None:
+    x, tensors, spec, constants = harness.prepared(SMALL)
+    spec[7:11] = pads
+    with pytest.raises(RuntimeError, match="a residual block changes the shape of its map"):
+        torch.ops.mnv3_fast.inverted_residual(x, tensors, spec, constants)
+
+
 def test_inference_tensors() -> None:
     with torch.inference_mode():
         x, tensors, spec, constants = harness.prepared(SMALL)

@@ -127,9 +127,9 @@ def check_block(block: Block) -> None:
         check_layer("inverted_residual", name, layer, name != "depthwise")
     if block.squeeze_excite:
         squeeze = block.squeeze_excite[0].shape[0]
-        sizes = (squeeze * hidden, squeeze, hidden * squeeze, hidden)
-        for tensor, size in zip(block.squeeze_excite, sizes, strict=True):
-            if tensor.numel() != size:
+        shapes = ((squeeze, hidden), (squeeze,), (hidden, squeeze), (hidden,))
+        for tensor, wanted in zip(block.squeeze_excite, shapes, strict=True):
+            if tensor.shape != wanted and (len(wanted) == 1 or tensor.shape != (*wanted, 1, 1)):
                 raise ValueError(f"inverted_residual: squeeze_excite does not fit the block, got {list(tensor.shape)}")
             check_vector("inverted_residual", "squeeze_excite", tensor, tensor.shape)
 
