@@ -29,6 +29,7 @@ def test_few_rounds_in_much_noise_prove_nothing() -> None:
     assert check.verdict([0.8, 1.0, 1.1, 1.4])[2]
 
 
+@pytest.mark.slow
 def test_an_unknown_commit_is_named() -> None:
     command = [sys.executable, "-m", "benchmarks.check", "no-such-commit"]
     done = subprocess.run(command, cwd=Path(check.__file__).parent.parent, capture_output=True, text=True, check=False)

@@ -136,6 +136,7 @@ def test_what_cannot_be_exported_is_missing_for_all_who_need_it(tmp_path: Path) 
     assert "export to shared: KeyError: 'one'" in missing["one"] == missing["two"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_fails_or_dies_says_so(tmp_path: Path) -> None:
     worker = Worker(Path(sys.executable), ["serve", FROZEN, str(tmp_path), "1"], {}, tmp_path / "log")
     with pytest.raises(Missing, match=r"FileNotFoundError: .*case\.json"):

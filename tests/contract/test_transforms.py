@@ -185,6 +185,7 @@ def test_a_program_exported_with_gradients_on_is_one_op_too() -> None:
         assert testing.relative_error(program.module()(X), model(X)) <= testing.NET_LIMIT
 
 
+@pytest.mark.slow
 def test_a_compiled_network_gives_gradients() -> None:
     """Block by block, as in eager mode."""
     model = copy.deepcopy(cached_parity_model("small"))
@@ -199,6 +200,7 @@ def test_a_compiled_network_gives_gradients() -> None:
         assert testing.relative_error(b, a) <= 1e-4
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compiled_functional_call_takes_the_tensors_it_is_given() -> None:
     model = cached_parity_model("small")

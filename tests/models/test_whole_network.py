@@ -332,7 +332,7 @@ def test_copies_that_share_their_tensors_share_a_plan(monkeypatch: pytest.Monkey
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("padding", [(0, 0), (3, 3), (500, 500)])
+@pytest.mark.parametrize("padding", [(0, 0), (3, 3), pytest.param((500, 500), marks=pytest.mark.slow)])
 def test_a_residual_of_another_size_is_torchs_error(whole: nn.Module, padding: tuple[int, int]) -> None:
     whole.features[5].block[1][0].padding = padding
     with pytest.raises(RuntimeError, match="must match the size of tensor|Kernel size can't be greater"):
