@@ -16,11 +16,12 @@ from mnv3_fast.acceleration import share, swaps_for, unsupported_reason
 from mnv3_fast.engine.freeze import Engine
 from mnv3_fast.engine.layer_times import LayerWork, bound_of, layers_of, memory_bandwidth, time_layers
 from mnv3_fast.engine.op import OP as RUN_PLAN
-from mnv3_fast.models.description import BlockDescription, ConvLayer, SqueezeExciteLayer, Unsupported, kind_of_conv
+from mnv3_fast.models.description import BlockDescription, SqueezeExciteLayer, Unsupported, kind_of_conv
 from mnv3_fast.nn.base import Fused
 from mnv3_fast.nn.conditions import environment_reason
 from mnv3_fast.nn.networks import FusedEnd, FusedNet, FusedStem
 from mnv3_fast.ops.elements import output_size
+from mnv3_fast.ops.network.layout import measure
 
 CALLS = 25  # of each module, for its time
 
@@ -234,21 +235,15 @@ def _kernel_name(description: Any) -> str:
 
 
 def _macs(description: Any, shape: torch.Size) -> int:
-    images, _, height, width = shape
     if isinstance(description, SqueezeExciteLayer):
-        return images * (description.fc1.weight.numel() + description.fc2.weight.numel())
-    layer: ConvLayer = description.depthwise if isinstance(description, BlockDescription) else description
-    kernel_h, kernel_w = layer.conv.kernel_size
-    stride_h, stride_w, left, right, top, bottom, dilation_h, dilation_w = layer.window()
-    out_h = output_size(height, kernel_h, stride_h, top + bottom, dilation_h)
-    out_w = output_size(width, kernel_w, stride_w, left + right, dilation_w)
-    macs = layer.weights() * out_h * out_w
-    if isinstance(description, BlockDescription):
-        macs += description.project.weights() * out_h * out_w
-        macs += description.expand.weights() * height * width if description.expand else 0
-        if description.squeeze_excite:
-            macs += description.squeeze_excite.fc1.weight.numel() + description.squeeze_excite.fc2.weight.numel()
-    return images * macs
+        return shape[0] * (description.fc1.weight.numel() + description.fc2.weight.numel())
+    if isinstance(description, BlockDescription) or kind_of_conv(description) != "depthwise":
+        return measure(shape, [description.stage()])[1]
+    kernel_h, kernel_w = description.conv.kernel_size
+    stride_h, stride_w, left, right, top, bottom, dilation_h, dilation_w = description.window()
+    out_h = output_size(shape[2], kernel_h, stride_h, top + bottom, dilation_h)
+    out_w = output_size(shape[3], kernel_w, stride_w, left + right, dilation_w)
+    return shape[0] * description.weights() * out_h * out_w
 
 
 def _engine_rows(path: str, engine: Engine, x: Tensor | None) -> list[Row]:

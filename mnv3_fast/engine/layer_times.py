@@ -14,6 +14,7 @@ from torch import Tensor
 from mnv3_fast import _library
 from mnv3_fast.engine.kinds import BLOCK, LINEAR, POINTWISE, POOL, STEM
 from mnv3_fast.engine.plan import Node, read_plan
+from mnv3_fast.ops.elements import output_size
 
 _NAMES = {STEM: "stem", BLOCK: "inverted residual", POINTWISE: "1x1 convolution", POOL: "pool", LINEAR: "linear"}
 Size = tuple[int, int, int]
@@ -121,8 +122,6 @@ def _weights(node: Node) -> int:
 
 
 def _output_size(node: Node, size: Size) -> Size:
-    from mnv3_fast.ops.elements import output_size
-
     images, height, width = size
     if node.kind in (POINTWISE, LINEAR):
         return size

@@ -116,6 +116,11 @@ class BlockDescription:
         yield self.depthwise
         yield self.project
 
+    def stage(self) -> Stage:
+        """The stage of ``mnv3_fast::network`` that this block is."""
+        tensors, spec, constants = self.flatten()
+        return Stage(BLOCK, spec, constants, tensors)
+
     def flatten(self) -> tuple[list[Tensor], list[int], list[float]]:
         """tensors, spec and constants of ``mnv3_fast::inverted_residual`` (ops/inverted_residual/layout.py)."""
         tensors: list[Tensor] = []
@@ -174,9 +179,7 @@ class NetDescription:
     def stages(self) -> list[Stage]:
         """The stages of ``mnv3_fast::network``."""
         stages = [] if self.stem is None else [self.stem.stage()]
-        for block in self.blocks:
-            tensors, spec, constants = block.flatten()
-            stages.append(Stage(BLOCK, spec, constants, tensors))
+        stages += [block.stage() for block in self.blocks]
         if self.tail is not None:
             stages.append(self.tail.stage())
         if self.pooled:
