@@ -168,7 +168,9 @@ def _inputs(model: nn.Module, input: Any) -> dict[str, Tensor]:
         if isinstance(module, (Fused, FusedNet, FusedStem, Engine)):
 
             def look(_: nn.Module, args: tuple, keywords: dict, path: str = path) -> None:
-                seen[path] = args[0] if args else next(iter(keywords.values()))
+                given = [*args, *keywords.values()]
+                if given:  # else the call ends in an error of its own
+                    seen[path] = given[0]
 
             handles.append(module.register_forward_pre_hook(look, with_kwargs=True))
     try:

@@ -13,11 +13,13 @@ import typer
 
 import mnv3_fast
 from mnv3_fast.cli import bench, demo, explain, info, predict, verify
-from mnv3_fast.cli.common import INTERRUPTED, errors
+from mnv3_fast.cli.common import INTERRUPTED, errors, fail
+
+_OUT_OF_MEMORY = ("can't allocate memory", "Storage size calculation overflowed")
 
 
-def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
-    """A verb that ends with status 130 on Ctrl-C, whatever version of typer calls it."""
+def guarded(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb that ends with status 130 on Ctrl-C, and without a traceback where memory does not suffice."""
 
     @functools.wraps(verb)
     def run(*args: Any, **keywords: Any) -> None:
@@ -26,6 +28,10 @@ def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             errors.print("interrupted")
             raise typer.Exit(INTERRUPTED) from None
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
+                raise
+            fail("there is not enough memory for this")
 
     return run
 
@@ -42,7 +48,7 @@ app = typer.Typer(
 )
 for _verb in (info, predict, explain, verify, bench, demo):
     _name = _verb.__name__.rpartition(".")[2]
-    app.command(_name, epilog=_verb.EPILOG)(interruptible(getattr(_verb, _name)))
+    app.command(_name, epilog=_verb.EPILOG)(guarded(getattr(_verb, _name)))
 
 
 @app.callback(invoke_without_command=True)

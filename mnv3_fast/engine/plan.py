@@ -182,7 +182,12 @@ def read_plan(plan: Tensor) -> list[Node]:
         ValueError: if it is not a plan of this version.
     """
     if plan.dtype != torch.uint8 or plan.dim() != 1 or plan.numel() < 8 * HEADER_WORDS:
-        raise ValueError(f"plan: expected a uint8 vector, got {plan.dtype} {list(plan.shape)}")
+        dtype = str(plan.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"plan: expected a uint8 vector of at least {8 * HEADER_WORDS}, got {dtype} {list(plan.shape)}"
+        )
+    if plan.is_meta:
+        raise ValueError("plan: expected one in memory, got one on device meta")
     header = plan[: 8 * HEADER_WORDS].clone().view(torch.int64).tolist()
     if header[0] != MAGIC or header[1] != VERSION or header[2] != plan.numel():
         raise ValueError("plan: not a plan of version 1, or cut off")

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from mnv3_fast.engine import cache
 from mnv3_fast.engine.op import OP
 from mnv3_fast.models.description import ConvLayer, Unsupported, kind_of_conv
-from mnv3_fast.nn.conditions import environment_reason, input_reason, observed, plan_may_run, transform_active
+from mnv3_fast.nn.conditions import (
+    checks_trace,
+    environment_reason,
+    input_reason,
+    observed,
+    plan_may_run,
+    transform_active,
+)
 from mnv3_fast.nn.containers import StandIn
 from mnv3_fast.nn.fusion import (
     Fusion,
@@ -63,9 +70,12 @@ def fused_output(root: nn.Module, x: Tensor, reader: Reader, run: Run, inside: I
         return None
     fusion, tensors = found
     grad = registration.wants_grad((x, tensors))
-    # TorchScript cannot save a Python autograd.Function.
-    if grad and torch.jit.is_tracing():
-        return None
+    if torch.jit.is_tracing():
+        # torch.jit.trace repeats itself without gradients to check the graph: that must take the same way.
+        grad = fusion.traced_with_grad if checks_trace() else grad
+        fusion.traced_with_grad = grad
+        if grad:
+            return None  # TorchScript cannot save a Python autograd.Function
     if not grad and not observed():
         entry = fusion.plan(tensors)
         if entry is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -64,3 +65,13 @@ def observed() -> bool:
     return (
         torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._len_torch_function_stack() > 0
     )
+
+
+def checks_trace() -> bool:
+    """Whether ``torch.jit.trace`` is repeating a trace to check it, which torch tells by nothing but the call stack."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "_check_trace" and frame.f_globals.get("__name__") == "torch.jit._trace":
+            return True
+        frame = frame.f_back
+    return False

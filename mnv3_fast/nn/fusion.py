@@ -65,11 +65,13 @@ class Fusion:
     """A block's description, its tensors by the dictionaries that hold them, and what must still be as it was.
 
     ``plan`` gives the packed weights; they are kept as long as the tensors are what they were packed from.
+    ``traced_with_grad`` says what the last ``torch.jit.trace`` did.
     """
 
     def __init__(self, root: nn.Module, description: Description, inside: Sequence[nn.Module]) -> None:
         self.description = description
         self.arguments = _arguments_of(description)
+        self.traced_with_grad = False
         self._packed: tuple[cache.Entry, Any] | None = None  # with its tensors' Watch, always together
         _, norms, layers = parts_of(description)
         names = [pair for layer in layers for pair in tensor_names(layer)]

@@ -68,6 +68,7 @@ def test_demo_on_own_photos(tmp_path: Path) -> None:
         (["bench", "--batch", "0"], "--batch must be at least 1, got 0"),
         (["bench", "--seconds", "-1"], "--seconds must be greater than 0"),
         (["demo", "--threads", "0"], "--threads must be at least 1"),
+        (["explain", "--size", "100000000"], "there is not enough memory for this"),
         (["demo", "nothing.jpg"], "not an image that can be read: nothing.jpg: there is no such file"),
         (["demo", "--weights", "IMAGENET21K"], "--weights IMAGENET21K does not exist"),
     ],

@@ -73,11 +73,21 @@ def test_export_frozen_also_for_another_instruction_set(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_jit_trace() -> None:
+    """With the checks of torch.jit.trace."""
     model = cached_parity_model("small")
-    for convert in (mnv3_fast.accelerate, mnv3_fast.freeze):
-        traced = torch.jit.trace(convert(model), X, check_trace=False)
+    for convert, count in ((mnv3_fast.accelerate, 13), (mnv3_fast.freeze, 1)):
+        traced = torch.jit.trace(convert(model), X)
+        assert str(traced.inlined_graph).count("mnv3_fast::") == count
         other = testing.parity_images(1, 64, seed=2)
         assert testing.relative_error(traced(other), model(other)) <= testing.NET_LIMIT
+
+
+def test_jit_trace_with_gradients_is_the_stock_graph() -> None:
+    """Also where a trace without gradients came before, and in the repetition by which torch checks it."""
+    accelerated = mnv3_fast.accelerate(copy.deepcopy(cached_parity_model("small")).requires_grad_())
+    for grad, count in ((True, 0), (False, 13), (True, 0)):
+        with torch.set_grad_enabled(grad):
+            assert str(torch.jit.trace(accelerated, X).inlined_graph).count("mnv3_fast::") == count
 
 
 @torch.no_grad()

@@ -117,7 +117,7 @@ def test_compiled_with_gradients() -> None:
 
 def test_traced_with_gradients_on_can_be_saved(tmp_path) -> None:
     model = front()
-    traced = torch.jit.trace(mnv3_fast.accelerate(model), X, check_trace=False)
+    traced = torch.jit.trace(mnv3_fast.accelerate(model), X)
     torch.jit.save(traced, tmp_path / "traced.pt")
     loaded = torch.jit.load(tmp_path / "traced.pt")
     assert testing.relative_error(loaded(X), model(X)) <= testing.NET_LIMIT

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 import mnv3_fast
 from mnv3_fast import testing
@@ -118,3 +119,23 @@ def test_layers_of_an_engine(net: str, threads: int) -> None:
     assert mnv3_fast._library.extension().layer_times()  # of the last plan that was timed
     engine(x)
     assert mnv3_fast._library.extension().layer_times() == []
+
+
+def test_engines_that_cannot_be_explained() -> None:
+    engine = mnv3_fast.freeze(cached_parity_model("small"))
+
+    class Forgetful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.engine = engine
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.engine()
+
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        mnv3_fast.explain(Forgetful(), X)
+    with pytest.raises(ValueError, match="plan: expected one in memory, got one on device meta"):
+        mnv3_fast.explain(copy.deepcopy(engine).to("meta"))
+    engine.plan = engine.plan[:10]
+    with pytest.raises(ValueError, match=r"plan: expected a uint8 vector of at least \d+, got uint8 \[10\]"):
+        mnv3_fast.explain(engine)

@@ -147,6 +147,24 @@ def test_squeeze_excite_of_another_shape(change: str) -> None:
 
 
 @harness.needs_kernels
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((), "depthwise weight must have four dimensions, got []"),
+        ((3, 9), "depthwise weight must have four dimensions, got [3, 9]"),
+        ((3, 2, 3, 3), "depthwise weight does not fit the block, got [3, 2, 3, 3]"),
+        ((4, 1, 3, 3), "project weight does not fit the block, got [4, 3, 1, 1]"),
+    ],
+)
+def test_raw_weights_of_other_shapes(shape: tuple[int, ...], message: str, device: str) -> None:
+    tensors = [torch.rand(shape, device=device), torch.rand(4, 3, 1, 1, device=device)]
+    spec = [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match=re.escape(f"inverted_residual: {message}")):
+        torch.ops.mnv3_fast.inverted_residual(torch.rand(1, 3, 8, 8, device=device), tensors, spec, [0.0, 0.0, 0.0, 1])
+
+
+@harness.needs_kernels
 @pytest.mark.parametrize("pads", [(0, 0, 0, 0), (3, 3, 3, 3), (500, 500, 500, 500), (2, 3, 2, 2)])
 def test_residual_of_another_size(pads: tuple[int, ...]) -> None:
     x, tensors, spec, constants = harness.prepared(SMALL)

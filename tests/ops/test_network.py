@@ -192,6 +192,24 @@ def test_bad_raw_input(change: str) -> None:
         torch.ops.mnv3_fast.network(x, tensors, spec, constants)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("first", "rest", "message"),
+    [
+        ([1, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1], None, "network: stem weight must have four dimensions, got [4]"),
+        ([3, 0, 0], None, "network: pointwise weight must have four dimensions, got [4]"),
+        ([3, 0, 0, 4, 5, 0, 0], (4, 3, 1, 1), "network: linear weight must be [O, I], got [4]"),
+    ],
+)
+@harness.needs_kernels
+def test_flat_raw_weights(first: list[int], rest: tuple[int, ...] | None, message: str, device: str) -> None:
+    tensors = [torch.rand(4, device=device)]
+    if rest is not None:
+        tensors.insert(0, torch.rand(rest, device=device))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        torch.ops.mnv3_fast.network(torch.rand(1, 3, 8, 8, device=device), tensors, first, [0.0])
+
+
 @harness.needs_kernels
 def test_cache_goes_with_its_tensors() -> None:
     harness.check_cache_goes(WHOLE)

@@ -116,14 +116,9 @@ def check_block(block: Block) -> None:
         TypeError: for another dtype.
         ValueError: for a shape that does not fit, or another device.
     """
+    check_weights(block)
     hidden = block.depthwise.weight.shape[0]
-    layers = [("depthwise", block.depthwise, (hidden, 1)), ("project", block.project, (None, hidden))]
-    if block.expand:
-        layers.insert(0, ("expand", block.expand, (hidden, None)))
-    for name, layer, (outputs, inputs) in layers:
-        shape = layer.weight.shape
-        if len(shape) != 4 or outputs not in (None, shape[0]) or inputs not in (None, shape[1]):
-            raise ValueError(f"inverted_residual: {name} weight does not fit the block, got {list(shape)}")
+    for name, layer in _convolutions(block):
         check_layer("inverted_residual", name, layer, name != "depthwise")
     if block.squeeze_excite:
         squeeze = block.squeeze_excite[0].shape[0]
@@ -132,6 +127,30 @@ def check_block(block: Block) -> None:
             if tensor.shape != wanted and (len(wanted) == 1 or tensor.shape != (*wanted, 1, 1)):
                 raise ValueError(f"inverted_residual: squeeze_excite does not fit the block, got {list(tensor.shape)}")
             check_vector("inverted_residual", "squeeze_excite", tensor, tensor.shape)
+
+
+def check_weights(block: Block) -> None:
+    """The shapes of the convolutions' weights, on any device.
+
+    Raises:
+        ValueError: for one that does not fit.
+    """
+    for name, layer in _convolutions(block):
+        if layer.weight.dim() != 4:
+            raise ValueError(
+                f"inverted_residual: {name} weight must have four dimensions, got {list(layer.weight.shape)}"
+            )
+    hidden = block.depthwise.weight.shape[0]
+    wanted = {"expand": (hidden, None), "depthwise": (hidden, 1), "project": (None, hidden)}
+    for name, layer in _convolutions(block):
+        shape = layer.weight.shape
+        if any(size is not None and size != got for size, got in zip(wanted[name], shape[:2], strict=True)):
+            raise ValueError(f"inverted_residual: {name} weight does not fit the block, got {list(shape)}")
+
+
+def _convolutions(block: Block) -> list[tuple[str, Layer]]:
+    layers = [("expand", block.expand), ("depthwise", block.depthwise), ("project", block.project)]
+    return [(name, layer) for name, layer in layers if layer is not None]
 
 
 def check_layer(op: str, name: str, layer: Layer, pointwise: bool) -> None:

@@ -17,7 +17,7 @@ from mnv3_fast.engine.plan import PlanBuilder
 from mnv3_fast.ops import checks
 from mnv3_fast.ops.elements import empty_nhwc, output_size
 from mnv3_fast.ops.inverted_residual import reference
-from mnv3_fast.ops.inverted_residual.layout import check_block, flags_of, unflatten
+from mnv3_fast.ops.inverted_residual.layout import check_block, check_weights, flags_of, unflatten
 from mnv3_fast.ops.squeeze_excite_gate.op import prepare_layers
 
 
@@ -32,6 +32,7 @@ def _output_shape(input: Sequence[int], shapes: Any, spec: Sequence[int]) -> tup
 
 def _fake(input: Tensor, tensors: Sequence[Tensor], spec: Sequence[int], constants: Sequence[float]) -> Tensor:
     block = unflatten(tensors, spec, constants)
+    check_weights(block)
     return empty_nhwc(input, *_output_shape(input.shape, lambda layer: getattr(block, layer).weight.shape, spec))
 
 

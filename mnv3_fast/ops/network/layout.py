@@ -19,6 +19,7 @@ from mnv3_fast.ops.inverted_residual.layout import (
     check_block,
     check_layer,
     check_vector,
+    check_weights,
     count_of_block,
     count_of_layer,
     take_layer,
@@ -100,20 +101,37 @@ def check_stages(stages: Sequence[Stage]) -> None:
         TypeError: for another dtype than float32.
         ValueError: for a shape that does not fit, or another device.
     """
+    check_stage_weights(stages)
     for stage in stages:
         if stage.kind == BLOCK:
             check_block(unflatten(stage.tensors, stage.spec, stage.constants))
         elif stage.kind == LINEAR:
             layer = stage.layer()
             check_vector("network", "linear weight", layer.weight, layer.weight.shape)
-            if layer.weight.dim() < 2 or layer.weight[0].numel() != layer.weight.shape[1]:
-                raise ValueError(f"network: linear weight must be [O, I], got {list(layer.weight.shape)}")
             if layer.bias is not None:
                 check_vector("network", "linear bias", layer.bias, layer.weight.shape[:1])
         elif stage.kind != POOL:
             check_layer(
                 "network", "stem" if stage.kind == STEM else "pointwise", stage.layer(), stage.kind == POINTWISE
             )
+
+
+def check_stage_weights(stages: Sequence[Stage]) -> None:
+    """The shapes of the weights of each stage by itself, on any device.
+
+    Raises:
+        ValueError: for one that does not fit.
+    """
+    for stage in stages:
+        if stage.kind == BLOCK:
+            check_weights(unflatten(stage.tensors, stage.spec, stage.constants))
+        elif stage.kind == LINEAR:
+            shape = stage.tensors[0].shape
+            if len(shape) < 2 or _product(shape[1:]) != shape[1]:
+                raise ValueError(f"network: linear weight must be [O, I], got {list(shape)}")
+        elif stage.kind != POOL and stage.tensors[0].dim() != 4:
+            name = "stem" if stage.kind == STEM else "pointwise"
+            raise ValueError(f"network: {name} weight must have four dimensions, got {list(stage.tensors[0].shape)}")
 
 
 def measure(shape: Sequence[int], stages: Sequence[Stage]) -> tuple[Sequence[int], int]:

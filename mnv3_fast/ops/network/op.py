@@ -21,13 +21,15 @@ from mnv3_fast.ops.elements import empty_nhwc
 from mnv3_fast.ops.inverted_residual import op as inverted_residual
 from mnv3_fast.ops.inverted_residual.layout import flags_of
 from mnv3_fast.ops.network import reference
-from mnv3_fast.ops.network.layout import Stage, has_bias, join, measure, split
+from mnv3_fast.ops.network.layout import Stage, check_stage_weights, has_bias, join, measure, split
 from mnv3_fast.ops.pointwise_conv import op as pointwise_conv
 from mnv3_fast.ops.stem_conv import op as stem_conv
 
 
 def _fake(input: Tensor, tensors: Sequence[Tensor], spec: Sequence[int], constants: Sequence[float]) -> Tensor:
-    shape, _ = measure(input.shape, split(tensors, spec, constants))
+    stages = split(tensors, spec, constants)
+    check_stage_weights(stages)
+    shape, _ = measure(input.shape, stages)
     like = tensors[0]  # the input may be of bytes
     return empty_nhwc(like, *shape) if len(shape) == 4 else like.new_empty(shape)
 
