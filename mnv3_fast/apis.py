@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from mnv3_fast.acceleration import accelerate
-from mnv3_fast.checkpoints import load_into
+from mnv3_fast.checkpoints import classes_of, load_into
 from mnv3_fast.models.preprocessing import image_of, scale_and_shift
 from mnv3_fast.models.variants import Variant, build, find_variant
 
 __all__ = ["DataPreprocessor", "ImageClassifier", "inference_model", "init_model"]
 
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 STAGES = ("backbone", "neck", "pre_logits")
 
 
@@ -127,10 +125,9 @@ def init_model(
     if not isinstance(config, (str, os.PathLike)):
         raise TypeError(f"init_model: config must be a name or a path, got {type(config).__name__}")
     variant = find_variant(PurePosixPath(os.fspath(config).replace("\\", "/")).name.removesuffix(".py"))
-    names = tuple(_IMAGENET_CATEGORIES) if variant.num_classes == 1000 else CIFAR10
-    model = ImageClassifier(variant, names)
+    model = ImageClassifier(variant, variant.classes())
     if checkpoint is not None:
-        model.classes = _classes_of(load_into(model.network, checkpoint), variant.num_classes) or names
+        model.classes = classes_of(load_into(model.network, checkpoint), variant.num_classes) or model.classes
     return model.to(device).eval()
 
 
@@ -163,15 +160,3 @@ def inference_model(model: ImageClassifier, image: Any) -> dict[str, Any]:
         "pred_score": float(scores[label]),
         "pred_class": model.classes[label],
     }
-
-
-def _classes_of(checkpoint: dict[str, Any], count: int) -> tuple[str, ...] | None:
-    """The names of the classes that mmpretrain keeps in a checkpoint's meta, if they are as many as the model has."""
-    meta = checkpoint.get("meta")
-    if not isinstance(meta, dict):
-        return None
-    dataset = meta.get("dataset_meta")
-    names = meta.get("CLASSES")
-    if not isinstance(names, (list, tuple)) and isinstance(dataset, dict):
-        names = dataset.get("classes")
-    return tuple(str(name) for name in names) if isinstance(names, (list, tuple)) and len(names) == count else None

@@ -5,10 +5,10 @@ from typing import Any
 
 from torchvision.models.mobilenetv3 import MobileNetV3
 
-from mnv3_fast.checkpoints.files import read_checkpoint, state_of
+from mnv3_fast.checkpoints.files import classes_of, read_checkpoint, state_of
 from mnv3_fast.checkpoints.keys import torchvision_state
 
-__all__ = ["load_into", "read_checkpoint", "torchvision_state"]
+__all__ = ["classes_of", "load_into", "read_checkpoint", "torchvision_state"]
 
 
 def load_into(model: MobileNetV3, source: str | os.PathLike[str]) -> dict[str, Any]:

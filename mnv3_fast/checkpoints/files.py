@@ -72,6 +72,18 @@ def state_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     return dict(state)
 
 
+def classes_of(checkpoint: dict[str, Any], count: int) -> tuple[str, ...] | None:
+    """The names of the classes that mmpretrain keeps in a checkpoint's meta, if they are as many as the model has."""
+    meta = checkpoint.get("meta")
+    if not isinstance(meta, dict):
+        return None
+    dataset = meta.get("dataset_meta")
+    names = meta.get("CLASSES")
+    if not isinstance(names, (list, tuple)) and isinstance(dataset, dict):
+        names = dataset.get("classes")
+    return tuple(str(name) for name in names) if isinstance(names, (list, tuple)) and len(names) == count else None
+
+
 def _is_url(source: str | os.PathLike[str]) -> bool:
     return isinstance(source, str) and urlparse(source).scheme in ("http", "https", "file")
 

@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-from mnv3_fast.checkpoints import load_into
+from mnv3_fast.checkpoints import classes_of, load_into
 from mnv3_fast.engine.freeze import freeze
 from mnv3_fast.models.preprocessing import scale_and_shift
 from mnv3_fast.models.variants import VARIANTS, Preprocessing, build, find_variant
@@ -29,9 +29,7 @@ def classifier_of(name: str, weights: str | None, checkpoint: str | None) -> Cla
     """
     network, how, classes = network_of(name, weights)
     if checkpoint is not None:
-        load_into(network, checkpoint)
-    outputs = network.classifier[-1].out_features
-    classes = classes if len(classes) == outputs else tuple(f"class {i}" for i in range(outputs))
+        classes = classes_of(load_into(network, checkpoint), len(classes)) or classes
     scale, shift = scale_and_shift(how)
     return Classifier(freeze(network.eval(), scale=scale, shift=shift), how, classes)
 
@@ -54,7 +52,7 @@ def network_of(name: str, weights: str | None) -> tuple[nn.Module, Preprocessing
         if weights not in (None, "random"):
             raise ValueError(f"--weights {weights}: there are none for {name}, give --checkpoint")
         network, how = build(variant), variant.preprocessing
-        classes = tuple(_IMAGENET_CATEGORIES) if variant.num_classes == 1000 else ()
+        classes = variant.classes()
     if weights == "random":
         from mnv3_fast.testing.parity import randomize_
 

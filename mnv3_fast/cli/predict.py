@@ -39,7 +39,7 @@ def predict(
     json: Annotated[bool, typer.Option("--json", help="a line of JSON an image")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="a row a class")] = False,
     output: Annotated[Path | None, typer.Option(help="write there, as --json (the default) or --csv says")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="skip what --output already has")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="skip what --output already has, of whatever model")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="begin --output anew")] = False,
     batch: Annotated[int, typer.Option(help="images a call of the engine")] = 8,
     threads: Annotated[int | None, typer.Option(help="threads of the engine, else torch's number")] = None,

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from torch import nn
+from torchvision.models._meta import _IMAGENET_CATEGORIES
 from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,10 @@ class Variant:
     preprocessing: Preprocessing
     published: tuple[float, float, float, float] | None
     aliases: tuple[str, ...] = ()
+
+    def classes(self) -> tuple[str, ...]:
+        """The names of its classes: ImageNet's or CIFAR-10's."""
+        return tuple(_IMAGENET_CATEGORIES) if self.num_classes == 1000 else CIFAR10
 
 
 def _rows(*rows: tuple[int, int, int, int, str, int]) -> tuple[BlockRow, ...]:

@@ -190,6 +190,22 @@ def test_checkpoint_of_mmpretrain(photos: Path, tmp_path: Path) -> None:
     expected = inference_model(init_model(name, file), photos / "cat.png")
     assert found["label"] == expected["pred_label"]
     assert abs(found["score"] - expected["pred_score"]) < 1e-4
+    assert found["class"] == expected["pred_class"]
+
+
+def test_classes_of_the_checkpoint(photos: Path, tmp_path: Path) -> None:
+    """Those that mmpretrain wrote into it, else the configuration's."""
+    from mnv3_fast.models.variants import VARIANTS, build
+
+    name = "mobilenet-v3-small_8xb16_cifar10"
+    state = build(VARIANTS[name]).state_dict()
+    metas = ({}, {"dataset_meta": {"classes": [f"mine {i}" for i in range(10)]}})
+    for meta, wanted in zip(metas, (("cat", 3), ("mine 3", 3)), strict=True):
+        torch.save({"state_dict": state, "meta": meta}, tmp_path / "file.pth")
+        options = ["--model", name, "--checkpoint", str(tmp_path / "file.pth"), "--json", "--top", "10"]
+        result = runner.invoke(app, ["predict", str(photos / "cat.png"), *options])
+        assert result.exit_code == 0, result.output
+        assert wanted in {(found["class"], found["label"]) for found in lines(result.stdout)[0]["predictions"]}
 
 
 @pytest.mark.parametrize(
