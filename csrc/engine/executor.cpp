@@ -27,25 +27,64 @@ bool pools(const Plan& plan, std::size_t i) {
   return plan.nodes[i].kind == kPointwiseNode && i + 1 < plan.nodes.size() && plan.nodes[i + 1].kind == kPoolNode;
 }
 
-Sizes measure(const Plan& plan, Shape shape, bool copies_input) {
+// Nodes [0, count) run before the first linear layer, those from `first` on over up to `images` images at a time. Late
+// layers have small maps and large weights: these are read once a group, not once an image.
+struct Grouping {
+  std::size_t count, first;
+  int64_t images;
+};
+constexpr int64_t kMostImages = 4;
+// The hidden maps of a group stay in L2, more or less: as many floats as four maps of 14 x 14 x 256.
+constexpr int64_t kGroupFloats = 4 * 14 * 14 * 256;
+
+int64_t weights(const BlockNode& b) {
+  return b.hidden * (b.inputs + b.window.kernel_h * b.window.kernel_w + 2 * b.squeeze + b.outputs);
+}
+
+Grouping group(const Plan& plan, Shape shape, int64_t images) {
+  Grouping found = {0, 0, 1};
+  while (found.count < plan.nodes.size() && plan.nodes[found.count].kind != kLinearNode) found.count++;
+  found.first = found.count;
+  for (int64_t n = std::min(images, kMostImages); n > 1; n--) {
+    std::size_t first = 1;  // the first node reads images as they came
+    bool gains = false;
+    Shape in = shape;
+    for (std::size_t i = 0; i < found.count; i++) {
+      const Node& node = plan.nodes[i];
+      const Shape out = output_shape(node, in);
+      if (node.kind == kBlockNode && node.block.squeeze) {
+        const int64_t hidden = out.pixels() * round_up(node.block.hidden, kHiddenBlock);
+        gains = n * hidden <= kGroupFloats && weights(node.block) >= 4 * hidden;
+        if (!gains) first = i + 1;
+      }
+      in = out;
+    }
+    if (gains) return {found.count, first, n};
+  }
+  return found;
+}
+
+Sizes measure(const Plan& plan, Shape shape, const Grouping& grouping) {
   Sizes s;
-  if (copies_input) s.map = shape.floats();
-  for (std::size_t i = 0; i < plan.nodes.size() && plan.nodes[i].kind != kLinearNode; i++) {
+  if (plan.nodes[0].kind != kStemNode) s.map = shape.floats();
+  for (std::size_t i = 0; i < grouping.count; i++) {
     const Node& node = plan.nodes[i];
     const Shape out = output_shape(node, shape);
+    const int64_t images = i >= grouping.first ? grouping.images : 1;
+    if (i == grouping.first) s.group = images * shape.floats();
     if (node.kind == kStemNode) {
       s.scratch = std::max(s.scratch, stem_scratch(node.stem.window, node.stem.inputs, out.width));
     } else if (node.kind == kBlockNode) {
       const Block b = block_of(node.block, shape, out, nullptr, nullptr, nullptr);
       const int64_t stride = round_up(b.hidden, kHiddenBlock);
-      s.hidden = std::max(s.hidden, out.pixels() * stride);
-      s.vector = std::max(s.vector, stride);
-      s.squeeze = std::max(s.squeeze, round_up(node.block.squeeze, 16));
+      s.hidden = std::max(s.hidden, images * out.pixels() * stride);
+      s.vector = std::max(s.vector, images * stride);
+      s.squeeze = std::max(s.squeeze, images * round_up(node.block.squeeze, 16));
       s.scratch = std::max({s.scratch, block_rows_scratch(b), block_channels_scratch(b), pointwise_scratch(b.hidden)});
     } else if (pools(plan, i)) {
       s.scratch = std::max(s.scratch, shape.pixels() * 32);
     }
-    if (!pools(plan, i)) s.map = std::max(s.map, out.floats());
+    if (!pools(plan, i)) s.map = std::max(s.map, images * out.floats());
     shape = out;
   }
   return s;
@@ -83,47 +122,78 @@ class NodeTime {
   Clock::time_point start_;
 };
 
-// All nodes before the first linear layer; the last of them writes to `output`.
-void run_image(const Plan& plan, const Batch& batch, int64_t image, float* output, const Team& team,
-               int64_t* nanoseconds) {
-  Shape shape = {batch.height, batch.width, batch.channels};
-  std::size_t count = 0;
-  while (count < plan.nodes.size() && plan.nodes[count].kind != kLinearNode) count++;
+// Nodes [begin, end) over `images` images, whose maps lie one behind the other; the last node writes to `output`.
+struct Stretch {
+  std::size_t begin, end;
+  int64_t images;
+  Shape shape;
+  const float* map;
+  float* output;
+};
+
+// Returns the shape of the outputs. `image` is the one that a stem reads.
+Shape run_stretch(const Plan& plan, const Batch& batch, int64_t image, const Stretch& s, const Team& team,
+                  int64_t* nanoseconds) {
+  Shape shape = s.shape;
+  const float* map = s.map;
   int turn = 0;
-  const float* map = nullptr;
-  if (plan.nodes[0].kind != kStemNode) { map = dense_map(batch, image, team.maps[1], team); }
-  for (std::size_t i = 0; i < count; i++) {
+  for (std::size_t i = s.begin; i < s.end; i++) {
     const Node& node = plan.nodes[i];
     const Shape out = output_shape(node, shape);
     const std::size_t last = pools(plan, i) ? i + 1 : i;
-    float* to = last + 1 == count ? output : team.maps[turn];
+    float* to = last + 1 == s.end ? s.output : team.maps[turn];
     const NodeTime time(nanoseconds, i);
     if (node.kind == kStemNode) run_stem(node.stem, batch, image, out, to, team);
     const Weights next = last + 1 < plan.nodes.size()
                              ? first_weights(plan.nodes[last + 1], out, output_shape(plan.nodes[last + 1], out), team)
                              : Weights{nullptr, 0};
-    if (node.kind == kBlockNode) run_block(node.block, shape, out, map, to, next, team);
+    if (node.kind == kBlockNode) run_block(node.block, s.images, shape, out, map, to, next, team);
     else team.fetch_meanwhile(next);
     if (node.kind == kPoolNode) {
-      team.once([&] { mean_of(map, shape.pixels(), shape.channels, shape.channels, to); });
+      team.once([&] {
+        for (int64_t j = 0; j < s.images; j++)
+          mean_of(map + j * shape.floats(), shape.pixels(), shape.channels, shape.channels, to + j * shape.channels);
+      });
     }
     if (node.kind == kPointwiseNode) {
-      if (last > i) run_pooled(node.linear, shape.pixels(), map, to, team);
-      else run_pointwise(node.linear, shape.pixels(), map, node.linear.inputs, nullptr, nullptr, to, team);
+      const int64_t pixels = shape.pixels();
+      if (last > i) run_pooled(node.linear, s.images, pixels, map, to, team);
+      else run_pointwise(node.linear, s.images * pixels, map, node.linear.inputs, nullptr, nullptr, to, team);
     }
+    shape = last > i ? output_shape(plan.nodes[last], out) : out;
     i = last;
     map = to;
-    shape = out;
     turn ^= 1;
   }
+  return shape;
 }
 
-// Images [begin, end) with one team.
-void run_images(const Plan& plan, const Batch& batch, int64_t begin, int64_t end, float* output, int64_t stride,
-                const Team& team, int64_t* nanoseconds) {
-  for (int64_t i = begin; i < end; i++) {
-    team.stream_plan(plan.data, plan.end);
-    run_image(plan, batch, i, output + i * stride, team, nanoseconds);
+// Images [begin, end) with one team, up to the first linear layer.
+void run_images(const Plan& plan, const Batch& batch, const Grouping& grouping, int64_t begin, int64_t end,
+                float* output, int64_t stride, const Team& team, int64_t* nanoseconds) {
+  const Shape shape = {batch.height, batch.width, batch.channels};
+  const auto run_first = [&](int64_t image, std::size_t nodes, float* to, const char* fetch_end) {
+    team.stream_plan(plan.data, fetch_end);
+    const float* map = plan.nodes[0].kind == kStemNode ? nullptr : dense_map(batch, image, team.maps[1], team);
+    return run_stretch(plan, batch, image, {0, nodes, 1, shape, map, to}, team, nanoseconds);
+  };
+  for (int64_t i = begin, images; i < end; i += images) {
+    float* to = output + i * stride;
+    images = team.threads == 1 ? std::min(grouping.images, end - i) : 1;
+    if (images == 1) {
+      run_first(i, grouping.count, to, plan.end);
+      continue;
+    }
+    Shape middle = shape;
+    for (int64_t j = 0; j < images; j++) {
+      const int64_t floats = middle.floats();  // known after the first image, which lies at the start
+      // The group's weights are wanted after its last image.
+      const BlockNode& next = plan.nodes[grouping.first].block;
+      const float* own = next.expand_weight ? next.expand_weight : next.depthwise_weight;
+      const char* fetch_end = j + 1 < images ? reinterpret_cast<const char*>(own) : plan.end;
+      middle = run_first(i + j, grouping.first, team.group + j * floats, fetch_end);
+    }
+    run_stretch(plan, batch, i, {grouping.first, grouping.count, images, middle, team.group, to}, team, nanoseconds);
   }
 }
 
@@ -164,8 +234,10 @@ void output_size(const Plan& plan, int64_t& height, int64_t& width) {
 
 void execute(const Plan& plan, const Batch& batch, float* output, int64_t* nanoseconds) {
   if (batch.images == 0) return;
-  std::size_t first_linear = 0;
-  while (first_linear < plan.nodes.size() && plan.nodes[first_linear].kind != kLinearNode) first_linear++;
+  const int threads = thread_count();
+  const Shape shape = {batch.height, batch.width, batch.channels};
+  const Grouping grouping = group(plan, shape, batch.images / threads);
+  const std::size_t first_linear = grouping.count;
   int64_t features = 0;
   for (std::size_t i = first_linear; i < plan.nodes.size(); i++) {
     features = std::max({features, plan.nodes[i].linear.inputs, plan.nodes[i].linear.outputs});
@@ -174,8 +246,7 @@ void execute(const Plan& plan, const Batch& batch, float* output, int64_t* nanos
   output_size(plan, height, width);
   const int64_t stride = features ? plan.nodes[first_linear].linear.inputs : height * width * plan.output_channels;
 
-  const int threads = thread_count();
-  const Sizes sizes = measure(plan, {batch.height, batch.width, batch.channels}, plan.nodes[0].kind != kStemNode);
+  const Sizes sizes = measure(plan, shape, grouping);
   const int64_t row = round_up(batch.images * features, 16), one = team_floats(sizes, 1);
   const int64_t side = std::min<int64_t>(threads, batch.images);  // the most that can pass side by side
   float* memory = Arena::get(2 * row + std::max(side > 1 ? one * side : 0, team_floats(sizes, threads)));
@@ -189,13 +260,13 @@ void execute(const Plan& plan, const Batch& batch, float* output, int64_t* nanos
     int64_t* times = place == 0 ? nanoseconds : nullptr;
     if (side_by_side) {
       Carver carver(memory + place * one);
-      run_images(plan, batch, side_by_side * place / members, side_by_side * (place + 1) / members, images, stride,
-                 Team(sizes, carver), times);
+      run_images(plan, batch, grouping, side_by_side * place / members, side_by_side * (place + 1) / members, images,
+                 stride, Team(sizes, carver), times);
       crew.barrier();
     }
     Carver carver(memory);
     const Team team(sizes, carver, members, place, &crew);
-    run_images(plan, batch, side_by_side, batch.images, images, stride, team, times);
+    run_images(plan, batch, grouping, side_by_side, batch.images, images, stride, team, times);
     if (features) run_classifier(plan, first_linear, batch.images, rows, output, team, times);
   });
 }

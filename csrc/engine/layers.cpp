@@ -85,35 +85,60 @@ Weights first_weights(const Node& node, Shape in, Shape out, const Team& team) {
   return panels_of(node.linear.weight, node.linear.inputs, team.part(panels, unit));
 }
 
-void run_block(const BlockNode& node, Shape in, Shape out, const float* input, float* output, Weights next,
-               const Team& team) {
+namespace {
+
+// The gates of `images` images from their channel means.
+void run_gate(const BlockNode& node, int64_t images, const Team& team) {
+  const int64_t means_stride = round_up(node.hidden, kHiddenBlock), squeeze_stride = round_up(node.squeeze, 16);
+  const LinearNode fc1 = {node.hidden, node.squeeze, node.squeeze_activation, node.fc1_weight, node.fc1_bias};
+  const LinearNode fc2 = {node.squeeze, node.hidden, node.gate, node.fc2_weight, node.fc2_bias};
+  run_linear(fc1, images, team.means, means_stride, team.squeeze, squeeze_stride, fc1.activation, 0, team);
+  run_linear(fc2, images, team.squeeze, squeeze_stride, team.gate, node.hidden, node.gate, node.slope, team);
+}
+
+}  // namespace
+
+void run_block(const BlockNode& node, int64_t images, Shape in, Shape out, const float* input, float* output,
+               Weights next, const Team& team) {
   const int64_t squeeze_panels = round_up(node.squeeze, 16) / 16, project_panels = round_up(node.outputs, 16) / 16;
   const Weights project_weights = panels_of(node.project_weight, node.hidden, {0, project_panels});
   if (splits_rows(node, out, team)) team.fetch_meanwhile(next);
   else if (node.squeeze) team.fetch_meanwhile(panels_of(node.fc1_weight, node.hidden, team.part(squeeze_panels, 4)));
   else team.fetch_meanwhile(project_weights);
-  const Block block = block_of(node, in, out, input, output, team.weights());
+  const auto block = [&](int64_t image) {
+    return block_of(node, in, out, input + image * in.floats(), output + image * out.floats(), team.weights());
+  };
   if (splits_rows(node, out, team)) {
-    team.split(out.height, 1,
-               [&](int64_t begin, int64_t end) { kernels().block_rows({block, begin, end, team.scratch}); });
+    team.split(out.height, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = 0; i < images; i++) kernels().block_rows({block(i), begin, end, team.scratch});
+    });
     return;
   }
-  team.split(hidden_blocks(block), 1, [&](int64_t begin, int64_t end) {
-    kernels().block_channels({block, begin, end, team.hidden, team.means, team.scratch});
+  const int64_t stride = round_up(node.hidden, kHiddenBlock);
+  team.split(hidden_blocks(block(0)), 1, [&](int64_t begin, int64_t end) {
+    // The weights of a block of channels stay in L1 while the images pass.
+    const int64_t step = images > 1 ? 1 : end - begin;
+    for (int64_t b = begin; b < end; b += step) {
+      for (int64_t i = 0; i < images; i++)
+        kernels().block_channels(
+            {block(i), b, b + step, team.hidden + i * out.pixels() * stride, team.means + i * stride, team.scratch});
+    }
   });
-  const float* gate = nullptr;
-  if (node.squeeze) {
-    const LinearNode fc1 = {node.hidden, node.squeeze, node.squeeze_activation, node.fc1_weight, node.fc1_bias};
-    const LinearNode fc2 = {node.squeeze, node.hidden, node.gate, node.fc2_weight, node.fc2_bias};
-    run_linear(fc1, 1, team.means, 0, team.squeeze, 0, fc1.activation, 0, team);
-    run_linear(fc2, 1, team.squeeze, 0, team.gate, 0, node.gate, node.slope, team);
-    gate = team.gate;
-  }
+  if (node.squeeze) run_gate(node, images, team);
   team.fetch_meanwhile(next);
+  const float* gate = node.squeeze ? team.gate : nullptr;
+  int64_t hidden_stride = stride;
+  if (images > 1 && gate) {  // each has a gate of its own
+    for (int64_t i = 0; i < images; i++)
+      kernels().scale_pixels({team.hidden + i * out.pixels() * stride, out.pixels(), stride, 1, node.hidden,
+                              gate + i * node.hidden, team.hidden + i * out.pixels() * node.hidden});
+    hidden_stride = node.hidden;
+    gate = nullptr;
+  }
   const LinearNode project = {node.hidden, node.outputs, node.project_activation, node.project_weight,
                               node.project_bias};
-  run_pointwise(project, out.pixels(), team.hidden, round_up(node.hidden, kHiddenBlock), gate,
-                node.residual ? input : nullptr, output, team);
+  run_pointwise(project, images * out.pixels(), team.hidden, hidden_stride, gate, node.residual ? input : nullptr,
+                output, team);
 }
 
 void run_stem(const StemNode& node, const Batch& batch, int64_t image, Shape out, float* output, const Team& team) {
@@ -149,15 +174,19 @@ void mean_of(const float* input, int64_t pixels, int64_t stride, int64_t channel
 }
 
 // 1x1 conv and pool: 32 channels of the conv's map at a time, in scratch.
-void run_pooled(const LinearNode& l, int64_t pixels, const float* input, float* means, const Team& team) {
+void run_pooled(const LinearNode& l, int64_t images, int64_t pixels, const float* input, float* means,
+                const Team& team) {
   const int64_t panels = round_up(l.outputs, 16) / 16;
   team.split(panels, 2, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; p += 2) {
       const int64_t first = p * 16,
                     channels = std::min<int64_t>(std::min<int64_t>(32, (end - p) * 16), l.outputs - first);
-      kernels().pointwise({pixels, l.inputs, l.outputs, input, l.inputs, l.weight, l.bias, team.scratch - first, 32,
-                           nullptr, 0, nullptr, nullptr, l.activation, 0, p, std::min(p + 2, end), team.weights()});
-      mean_of(team.scratch, pixels, 32, channels, means + first);
+      for (int64_t i = 0; i < images; i++) {
+        kernels().pointwise({pixels, l.inputs, l.outputs, input + i * pixels * l.inputs, l.inputs, l.weight, l.bias,
+                             team.scratch - first, 32, nullptr, 0, nullptr, nullptr, l.activation, 0, p,
+                             std::min(p + 2, end), team.weights()});
+        mean_of(team.scratch, pixels, 32, channels, means + i * l.outputs + first);
+      }
     }
   });
 }

@@ -14,10 +14,10 @@ struct Shape {
   int64_t floats() const { return height * width * channels; }
 };
 
-// Floats that one image needs while it passes: each of two maps, what a block with squeeze-excite keeps, and a thread's
-// scratch.
+// Floats that a team needs: each of two maps, what blocks with squeeze-excite keep, the maps that wait for their group,
+// and a thread's scratch.
 struct Sizes {
-  int64_t map = 0, hidden = 0, vector = 0, squeeze = 0, scratch = 0;
+  int64_t map = 0, hidden = 0, vector = 0, squeeze = 0, group = 0, scratch = 0;
 };
 
 struct Part {
@@ -34,7 +34,7 @@ struct Team {
   int threads, place;
   Crew* crew;  // null for one thread
   mutable WeightStream stream;
-  float *maps[2], *hidden, *means, *squeeze, *gate, *scratch;
+  float *maps[2], *hidden, *means, *squeeze, *gate, *group, *scratch;
   int64_t scratch_floats;
 
   Team(const Sizes& s, Carver& carver, int team_threads = 1, int team_place = 0, Crew* team_crew = nullptr)
@@ -45,6 +45,7 @@ struct Team {
     means = carver.take(s.vector);
     squeeze = carver.take(s.squeeze);
     gate = carver.take(s.vector);
+    group = carver.take(s.group);
     scratch_floats = round_up(s.scratch, 16);
     scratch = carver.take(scratch_floats * threads);
     if (scratch) scratch += scratch_floats * place;
@@ -93,11 +94,12 @@ void run_linear(const LinearNode& l, int64_t images, const float* input, int64_t
 Weights first_weights(const Node& node, Shape in, Shape out, const Team& team);
 void run_pointwise(const LinearNode& l, int64_t pixels, const float* input, int64_t input_stride, const float* gate,
                    const float* residual, float* output, const Team& team);
-// `next` is what the threads read after it.
-void run_block(const BlockNode& node, Shape in, Shape out, const float* input, float* output, Weights next,
-               const Team& team);
+// Of several images, one behind the other, on one thread, or of one image. `next` is what the threads read after it.
+void run_block(const BlockNode& node, int64_t images, Shape in, Shape out, const float* input, float* output,
+               Weights next, const Team& team);
 void run_stem(const StemNode& node, const Batch& batch, int64_t image, Shape out, float* output, const Team& team);
 void mean_of(const float* input, int64_t pixels, int64_t stride, int64_t channels, float* means);
-void run_pooled(const LinearNode& l, int64_t pixels, const float* input, float* means, const Team& team);
+void run_pooled(const LinearNode& l, int64_t images, int64_t pixels, const float* input, float* means,
+                const Team& team);
 
 }  // namespace mnv3_fast
