@@ -178,11 +178,11 @@ struct BlockRows {
 inline int64_t block_rows_scratch(const Block& b) {
   return hidden_blocks(b) * ring_floats(b) + zero_floats(b) + b.output_w * round_up(b.hidden, kHiddenBlock);
 }
-// expand and depthwise of all rows, hidden blocks [block_begin, block_end), into a map [H*W][round_up(hidden, 32)] and
-// channel means.
+// expand and depthwise of all rows, panels [panel_begin, panel_end) of the hidden channels, into a map
+// [H*W][round_up(hidden, 32)] and channel means.
 struct BlockChannels {
   Block block;
-  int64_t block_begin, block_end;
+  int64_t panel_begin, panel_end;
   float *map, *means;
   float* scratch;  // block_channels_scratch(block) floats
 };

@@ -145,7 +145,7 @@ Shape run_stretch(const Plan& plan, const Batch& batch, int64_t image, const Str
     const NodeTime time(nanoseconds, i);
     if (node.kind == kStemNode) run_stem(node.stem, batch, image, out, to, team);
     const Weights next = last + 1 < plan.nodes.size()
-                             ? first_weights(plan.nodes[last + 1], out, output_shape(plan.nodes[last + 1], out), team)
+                             ? first_weights(plan.nodes[last + 1], output_shape(plan.nodes[last + 1], out), team)
                              : Weights{nullptr, 0};
     if (node.kind == kBlockNode) run_block(node.block, s.images, shape, out, map, to, next, team);
     else team.fetch_meanwhile(next);

@@ -42,6 +42,17 @@ void run_linear(const LinearNode& l, int64_t images, const float* input, int64_t
              });
 }
 
+namespace {
+
+// Kernels take two panels at a time. Over threads they are split in two where the most that one thread gets is less
+// then.
+int64_t panel_unit(int64_t panels, const Team& team) {
+  const int64_t pairs = (panels + 1) / 2, most = 2 * ((pairs + team.threads - 1) / team.threads);
+  return (panels + team.threads - 1) / team.threads < most ? 1 : 2;
+}
+
+}  // namespace
+
 // A 1x1 conv of one image: pixels over threads where there are enough of them, else output channels.
 void run_pointwise(const LinearNode& l, int64_t pixels, const float* input, int64_t input_stride, const float* gate,
                    const float* residual, float* output, const Team& team) {
@@ -54,7 +65,7 @@ void run_pointwise(const LinearNode& l, int64_t pixels, const float* input, int6
   if (pixels >= 56 * team.threads) {
     team.split(pixels, 14, [&](int64_t a, int64_t b) { run(a, b - a, 0, panels); });
   } else {
-    team.split(panels, 2, [&](int64_t a, int64_t b) { run(0, pixels, a, b); });
+    team.split(panels, panel_unit(panels, team), [&](int64_t a, int64_t b) { run(0, pixels, a, b); });
   }
 }
 
@@ -71,17 +82,17 @@ Weights panels_of(const float* weight, int64_t inputs, Part panels) {
 
 }  // namespace
 
-Weights first_weights(const Node& node, Shape in, Shape out, const Team& team) {
+Weights first_weights(const Node& node, Shape out, const Team& team) {
   if (node.kind == kBlockNode) {
     const BlockNode& b = node.block;
     if (!b.expand_weight) return {nullptr, 0};
     const int64_t panels = round_up(b.hidden, 16) / 16;
     if (splits_rows(b, out, team)) return panels_of(b.expand_weight, b.inputs, {0, panels});
-    const Part blocks = team.part(hidden_blocks(block_of(b, in, out, nullptr, nullptr, nullptr)), 1);
-    return panels_of(b.expand_weight, b.inputs, {2 * blocks.begin, std::min(panels, 2 * blocks.end)});
+    return panels_of(b.expand_weight, b.inputs, team.part(panels, panel_unit(panels, team)));
   }
   if (node.kind != kPointwiseNode && node.kind != kLinearNode) return {nullptr, 0};
-  const int64_t panels = round_up(node.linear.outputs, 16) / 16, unit = node.kind == kLinearNode ? 4 : 2;
+  const int64_t panels = round_up(node.linear.outputs, 16) / 16,
+                unit = node.kind == kLinearNode ? 4 : panel_unit(panels, team);
   return panels_of(node.linear.weight, node.linear.inputs, team.part(panels, unit));
 }
 
@@ -115,13 +126,14 @@ void run_block(const BlockNode& node, int64_t images, Shape in, Shape out, const
     return;
   }
   const int64_t stride = round_up(node.hidden, kHiddenBlock);
-  team.split(hidden_blocks(block(0)), 1, [&](int64_t begin, int64_t end) {
-    // The weights of a block of channels stay in L1 while the images pass.
-    const int64_t step = images > 1 ? 1 : end - begin;
-    for (int64_t b = begin; b < end; b += step) {
+  const int64_t hidden_panels = round_up(node.hidden, 16) / 16;
+  team.split(hidden_panels, panel_unit(hidden_panels, team), [&](int64_t begin, int64_t end) {
+    // The weights of two panels stay in L1 while the images pass.
+    const int64_t step = images > 1 ? 2 : end - begin;
+    for (int64_t p = begin; p < end; p += step) {
       for (int64_t i = 0; i < images; i++)
-        kernels().block_channels(
-            {block(i), b, b + step, team.hidden + i * out.pixels() * stride, team.means + i * stride, team.scratch});
+        kernels().block_channels({block(i), p, std::min(p + step, end), team.hidden + i * out.pixels() * stride,
+                                  team.means + i * stride, team.scratch});
     }
   });
   if (node.squeeze) run_gate(node, images, team);

@@ -91,7 +91,7 @@ Block block_of(const BlockNode& b, Shape in, Shape out, const float* input, floa
 void run_linear(const LinearNode& l, int64_t images, const float* input, int64_t input_stride, float* output,
                 int64_t output_stride, int activation, float slope, const Team& team);
 // This thread's part of what a node reads first.
-Weights first_weights(const Node& node, Shape in, Shape out, const Team& team);
+Weights first_weights(const Node& node, Shape out, const Team& team);
 void run_pointwise(const LinearNode& l, int64_t pixels, const float* input, int64_t input_stride, const float* gate,
                    const float* residual, float* output, const Team& team);
 // Of several images, one behind the other, on one thread, or of one image. `next` is what the threads read after it.

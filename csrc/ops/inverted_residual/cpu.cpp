@@ -10,60 +10,65 @@ namespace mnv3_fast {
 namespace MNV3_ISA {
 namespace {
 
-// The ring of one block of hidden channels and how far it has been filled.
+// One or two panels of hidden channels, their ring and how far it has been filled.
 struct HiddenRing {
+  int64_t begin, end;  // panels
   Ring ring;
   int64_t next;
 };
+constexpr int64_t kBlockPanels = kHiddenBlock / kPanel;
 
-Ring make_ring(const Block& b, int64_t block, float* data, float* zeros) {
-  const int64_t pixels = b.window.pixels(b.output_w);
-  const Ring ring = {data, zeros, b.window.rows(), pixels * kHiddenBlock, kHiddenBlock};
-  // Lanes past the last hidden channel are read with the others, so they must hold something harmless.
-  if ((block + 1) * kHiddenBlock > b.hidden) clear(data, ring_floats(b));
-  else clear_borders(ring, b.window, b.width, pixels);
-  return ring;
+HiddenRing hidden_ring(const Block& b, int64_t panel, int64_t panel_end, float* data, float* zeros, int64_t next) {
+  const int64_t end = panel + kBlockPanels < panel_end ? panel + kBlockPanels : panel_end;
+  const int64_t row = b.window.pixels(b.output_w) * kHiddenBlock;
+  return {panel, end, {data, zeros, b.window.rows(), row, kHiddenBlock}, next};
 }
 
-// Input rows [fresh.begin, fresh.end) of hidden block `block` into its ring.
-void fill_rows(const Block& b, int64_t block, const Ring& ring, NewRows fresh) {
+void clear_ring(const Block& b, const HiddenRing& state) {
+  // Lanes past the last hidden channel are read with the others, so they must hold something harmless.
+  if (state.end * kPanel > b.hidden) clear(state.ring.data, ring_floats(b));
+  else clear_borders(state.ring, b.window, b.width, b.window.pixels(b.output_w));
+}
+
+// Input rows [fresh.begin, fresh.end) of some hidden channels into their ring.
+void fill_rows(const Block& b, const HiddenRing& state, NewRows fresh) {
   const Window& w = b.window;
   const int64_t pixels = w.pixels(b.output_w), inner = inner_pixels(w, b.width, pixels);
-  const int64_t first = block * kHiddenBlock, panels = round_up(b.hidden, kPanel) / kPanel;
+  const int64_t first = state.begin * kPanel;
+  const int64_t hidden_end = state.end * kPanel < b.hidden ? state.end * kPanel : b.hidden;
   for (int64_t y = fresh.begin; y < fresh.end; y++) {
     const float* input = b.input + y * b.width * b.inputs;
-    float* output = ring.row(y) + w.pad_left * kHiddenBlock;
+    float* output = state.ring.row(y) + w.pad_left * kHiddenBlock;
     if (b.expand_weight) {
-      const int64_t begin = first / kPanel, end = begin + 2 < panels ? begin + 2 : panels;
-      const int64_t outputs = end * kPanel < b.hidden ? end * kPanel : b.hidden;
-      pointwise({inner, b.inputs, outputs, input, b.inputs, b.expand_weight, b.expand_bias, output - first,
-                 kHiddenBlock, nullptr, 0, nullptr, nullptr, b.expand_activation, 0, begin, end, b.stream});
+      pointwise({inner, b.inputs, hidden_end, input, b.inputs, b.expand_weight, b.expand_bias, output - first,
+                 kHiddenBlock, nullptr, 0, nullptr, nullptr, b.expand_activation, 0, state.begin, state.end, b.stream});
     } else {
-      for (int64_t c = first; c < b.hidden && c < first + kHiddenBlock; c += kPanel) {
-        const int64_t channels = b.hidden - c < kPanel ? b.hidden - c : kPanel;
+      for (int64_t c = first; c < hidden_end; c += kPanel) {
+        const int64_t channels = hidden_end - c < kPanel ? hidden_end - c : kPanel;
         gather_pixels(input + c, b.inputs, 1, inner, channels, output + (c - first), kHiddenBlock);
       }
     }
   }
 }
 
-// Depthwise output row y of hidden block `block`; output is channel 0 of the row, sums those of the block's channels,
-// or null.
-void hidden_row(const Block& b, int64_t block, int64_t y, HiddenRing& state, float* output, double* sums) {
+// Depthwise output row y of some hidden channels; output is channel 0 of the row, sums those of these channels, or
+// null.
+void hidden_row(const Block& b, int64_t y, HiddenRing& state, float* output, double* sums) {
   const Window& w = b.window;
   const NewRows fresh = new_rows(w, y, b.height, state.next);
-  fill_rows(b, block, state.ring, fresh);
+  fill_rows(b, state, fresh);
   if (fresh.end > state.next) state.next = fresh.end;
   const int64_t stride = round_up(b.hidden, kHiddenBlock);
-  for (int64_t c = block * kHiddenBlock; c < b.hidden && c < (block + 1) * kHiddenBlock; c += kPanel) {
+  for (int64_t panel = state.begin; panel < state.end; panel++) {
+    const int64_t c = panel * kPanel, own = c - state.begin * kPanel;
     const float* taps[kMostKernelRows];
-    for (int64_t ky = 0; ky < w.kernel_h; ky++) taps[ky] = state.ring.tap(w, y, ky, b.height) + c % kHiddenBlock;
+    for (int64_t ky = 0; ky < w.kernel_h; ky++) taps[ky] = state.ring.tap(w, y, ky, b.height) + own;
     float sum[kPanel] = {};
     depthwise_row({taps, kHiddenBlock, b.output_w, &w, b.depthwise_weight + c * w.kernel_h * w.kernel_w,
                    b.depthwise_bias + c, b.depthwise_activation, output + c, stride, kPanel, sums ? sum : nullptr});
     // The sum of a row first, then of the rows: the order is the same however rows are spread over threads.
     if (sums)
-      for (int i = 0; i < kPanel; i++) sums[c % kHiddenBlock + i] += sum[i];
+      for (int i = 0; i < kPanel; i++) sums[own + i] += sum[i];
   }
 }
 
@@ -73,18 +78,21 @@ void block_rows(const BlockRows& a) {
   record_variant(kInvertedResidual, kThisIsa);
   const Block& b = a.block;
   const int64_t blocks = hidden_blocks(b), stride = round_up(b.hidden, kHiddenBlock);
+  const int64_t panels = round_up(b.hidden, kPanel) / kPanel;
   float* zeros = a.scratch;
   float* rings = zeros + zero_floats(b);
   float* hidden = rings + blocks * ring_floats(b);
   clear(zeros, zero_floats(b));
   int64_t next = 0;
-  for (int64_t block = 0; block < blocks; block++) make_ring(b, block, rings + block * ring_floats(b), zeros);
+  const auto ring_of = [&](int64_t block) {
+    return hidden_ring(b, block * kBlockPanels, panels, rings + block * ring_floats(b), zeros, next);
+  };
+  for (int64_t block = 0; block < blocks; block++) clear_ring(b, ring_of(block));
   for (int64_t y = a.row_begin; y < a.row_end; y++) {
     HiddenRing state = {};
     for (int64_t block = 0; block < blocks; block++) {
-      const int64_t pixels = b.window.pixels(b.output_w);
-      state = {{rings + block * ring_floats(b), zeros, b.window.rows(), pixels * kHiddenBlock, kHiddenBlock}, next};
-      hidden_row(b, block, y, state, hidden, nullptr);
+      state = ring_of(block);
+      hidden_row(b, y, state, hidden, nullptr);
     }
     next = state.next;
     const float* residual = b.residual ? b.input + y * b.width * b.inputs : nullptr;
@@ -100,12 +108,14 @@ void block_channels(const BlockChannels& a) {
   const int64_t stride = round_up(b.hidden, kHiddenBlock);
   float* zeros = a.scratch;
   clear(zeros, zero_floats(b));
-  for (int64_t block = a.block_begin; block < a.block_end; block++) {
-    HiddenRing state = {make_ring(b, block, zeros + zero_floats(b), zeros), 0};
+  for (int64_t panel = a.panel_begin; panel < a.panel_end; panel += kBlockPanels) {
+    HiddenRing state = hidden_ring(b, panel, a.panel_end, zeros + zero_floats(b), zeros, 0);
+    clear_ring(b, state);
     double sums[kHiddenBlock] = {};
-    for (int64_t y = 0; y < b.output_h; y++) hidden_row(b, block, y, state, a.map + y * b.output_w * stride, sums);
-    float* means = a.means + block * kHiddenBlock;
-    for (int64_t i = 0; i < kHiddenBlock; i++) means[i] = float(sums[i] / double(b.output_h * b.output_w));
+    for (int64_t y = 0; y < b.output_h; y++) hidden_row(b, y, state, a.map + y * b.output_w * stride, sums);
+    float* means = a.means + panel * kPanel;
+    for (int64_t i = 0; i < (state.end - panel) * kPanel; i++)
+      means[i] = float(sums[i] / double(b.output_h * b.output_w));
   }
 }
 
