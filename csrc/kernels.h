@@ -178,13 +178,13 @@ struct BlockRows {
 inline int64_t block_rows_scratch(const Block& b) {
   return hidden_blocks(b) * ring_floats(b) + zero_floats(b) + b.output_w * round_up(b.hidden, kHiddenBlock);
 }
-// expand and depthwise of all rows, panels [panel_begin, panel_end) of the hidden channels, into a map
-// [H*W][round_up(hidden, 32)] and channel means.
+// expand and depthwise of output rows [row_begin, row_end), panels [panel_begin, panel_end) of the hidden channels,
+// into a map [H*W][round_up(hidden, 32)] and channel means, or where not all rows are asked for the sums of each row.
 struct BlockChannels {
   Block block;
-  int64_t panel_begin, panel_end;
-  float *map, *means;
-  float* scratch;  // block_channels_scratch(block) floats
+  int64_t panel_begin, panel_end, row_begin, row_end;
+  float *map, *means, *row_sums;  // row_sums: [output_h][round_up(hidden, 32)], or null for means
+  float* scratch;                 // block_channels_scratch(block) floats
 };
 inline int64_t block_channels_scratch(const Block& b) { return ring_floats(b) + zero_floats(b); }
 

@@ -79,6 +79,7 @@ Sizes measure(const Plan& plan, Shape shape, const Grouping& grouping) {
       const int64_t stride = round_up(b.hidden, kHiddenBlock);
       s.hidden = std::max(s.hidden, images * out.pixels() * stride);
       s.vector = std::max(s.vector, images * stride);
+      s.row_sums = std::max(s.row_sums, out.height * stride);
       s.squeeze = std::max(s.squeeze, images * round_up(node.block.squeeze, 16));
       s.scratch = std::max({s.scratch, block_rows_scratch(b), block_channels_scratch(b), pointwise_scratch(b.hidden)});
     } else if (pools(plan, i)) {

@@ -76,6 +76,15 @@ bool splits_rows(const BlockNode& node, Shape out, const Team& team) {
   return !node.squeeze && (team.threads == 1 || out.height >= 14 * team.threads);
 }
 
+// A block whose hidden channels would be shared out so unevenly that the rows are, though some of them are expanded
+// twice then.
+bool shares_rows(const BlockNode& node, Shape out, const Team& team) {
+  const int64_t panels = round_up(node.hidden, 16) / 16, most = (panels + team.threads - 1) / team.threads;
+  const int64_t rows = out.height * node.window.stride_h / team.threads;
+  const int64_t twice = std::max<int64_t>(0, node.window.rows() - node.window.stride_h);
+  return team.threads > 1 && (most * team.threads - panels) * rows > twice * panels;
+}
+
 Weights panels_of(const float* weight, int64_t inputs, Part panels) {
   return {weight + panels.begin * 16 * inputs, (panels.end - panels.begin) * 16 * inputs};
 }
@@ -87,7 +96,8 @@ Weights first_weights(const Node& node, Shape out, const Team& team) {
     const BlockNode& b = node.block;
     if (!b.expand_weight) return {nullptr, 0};
     const int64_t panels = round_up(b.hidden, 16) / 16;
-    if (splits_rows(b, out, team)) return panels_of(b.expand_weight, b.inputs, {0, panels});
+    if (splits_rows(b, out, team) || shares_rows(b, out, team))
+      return panels_of(b.expand_weight, b.inputs, {0, panels});
     return panels_of(b.expand_weight, b.inputs, team.part(panels, panel_unit(panels, team)));
   }
   if (node.kind != kPointwiseNode && node.kind != kLinearNode) return {nullptr, 0};
@@ -97,6 +107,40 @@ Weights first_weights(const Node& node, Shape out, const Team& team) {
 }
 
 namespace {
+
+// The channel means of one map from the sums of its rows.
+void mean_of_rows(const float* sums, int64_t rows, int64_t stride, int64_t count, Part channels, float* means) {
+  for (int64_t c = channels.begin; c < channels.end; c++) {
+    double total = 0;
+    for (int64_t y = 0; y < rows; y++) total += sums[y * stride + c];
+    means[c] = float(total / double(count));
+  }
+}
+
+// The expand and depthwise convs of `images` images into their hidden maps, and the channel means.
+template <class BlockOf>
+void run_hidden(const BlockNode& node, int64_t images, Shape out, const BlockOf& block, const Team& team) {
+  const int64_t stride = round_up(node.hidden, kHiddenBlock), panels = round_up(node.hidden, 16) / 16;
+  if (shares_rows(node, out, team)) {
+    team.split(out.height, 1, [&](int64_t begin, int64_t end) {
+      kernels().block_channels({block(0), 0, panels, begin, end, team.hidden, team.means, team.row_sums, team.scratch});
+    });
+    team.split(node.hidden, 16, [&](int64_t begin, int64_t end) {
+      mean_of_rows(team.row_sums, out.height, stride, out.pixels(), {begin, end}, team.means);
+    });
+    return;
+  }
+  team.split(panels, panel_unit(panels, team), [&](int64_t begin, int64_t end) {
+    // The weights of two panels stay in L1 while the images pass.
+    const int64_t step = images > 1 ? 2 : end - begin;
+    for (int64_t p = begin; p < end; p += step) {
+      for (int64_t i = 0; i < images; i++)
+        kernels().block_channels({block(i), p, std::min(p + step, end), 0, out.height,
+                                  team.hidden + i * out.pixels() * stride, team.means + i * stride, nullptr,
+                                  team.scratch});
+    }
+  });
+}
 
 // The gates of `images` images from their channel means.
 void run_gate(const BlockNode& node, int64_t images, const Team& team) {
@@ -125,20 +169,11 @@ void run_block(const BlockNode& node, int64_t images, Shape in, Shape out, const
     });
     return;
   }
-  const int64_t stride = round_up(node.hidden, kHiddenBlock);
-  const int64_t hidden_panels = round_up(node.hidden, 16) / 16;
-  team.split(hidden_panels, panel_unit(hidden_panels, team), [&](int64_t begin, int64_t end) {
-    // The weights of two panels stay in L1 while the images pass.
-    const int64_t step = images > 1 ? 2 : end - begin;
-    for (int64_t p = begin; p < end; p += step) {
-      for (int64_t i = 0; i < images; i++)
-        kernels().block_channels({block(i), p, std::min(p + step, end), team.hidden + i * out.pixels() * stride,
-                                  team.means + i * stride, team.scratch});
-    }
-  });
+  run_hidden(node, images, out, block, team);
   if (node.squeeze) run_gate(node, images, team);
   team.fetch_meanwhile(next);
   const float* gate = node.squeeze ? team.gate : nullptr;
+  const int64_t stride = round_up(node.hidden, kHiddenBlock);
   int64_t hidden_stride = stride;
   if (images > 1 && gate) {  // each has a gate of its own
     for (int64_t i = 0; i < images; i++)

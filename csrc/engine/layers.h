@@ -17,7 +17,7 @@ struct Shape {
 // Floats that a team needs: each of two maps, what blocks with squeeze-excite keep, the maps that wait for their group,
 // and a thread's scratch.
 struct Sizes {
-  int64_t map = 0, hidden = 0, vector = 0, squeeze = 0, group = 0, scratch = 0;
+  int64_t map = 0, hidden = 0, vector = 0, squeeze = 0, row_sums = 0, group = 0, scratch = 0;
 };
 
 struct Part {
@@ -34,7 +34,7 @@ struct Team {
   int threads, place;
   Crew* crew;  // null for one thread
   mutable WeightStream stream;
-  float *maps[2], *hidden, *means, *squeeze, *gate, *group, *scratch;
+  float *maps[2], *hidden, *means, *squeeze, *gate, *row_sums, *group, *scratch;
   int64_t scratch_floats;
 
   Team(const Sizes& s, Carver& carver, int team_threads = 1, int team_place = 0, Crew* team_crew = nullptr)
@@ -45,6 +45,7 @@ struct Team {
     means = carver.take(s.vector);
     squeeze = carver.take(s.squeeze);
     gate = carver.take(s.vector);
+    row_sums = carver.take(s.row_sums);
     group = carver.take(s.group);
     scratch_floats = round_up(s.scratch, 16);
     scratch = carver.take(scratch_floats * threads);

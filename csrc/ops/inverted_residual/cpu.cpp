@@ -53,7 +53,7 @@ void fill_rows(const Block& b, const HiddenRing& state, NewRows fresh) {
 
 // Depthwise output row y of some hidden channels; output is channel 0 of the row, sums those of these channels, or
 // null.
-void hidden_row(const Block& b, int64_t y, HiddenRing& state, float* output, double* sums) {
+void hidden_row(const Block& b, int64_t y, HiddenRing& state, float* output, float* sums) {
   const Window& w = b.window;
   const NewRows fresh = new_rows(w, y, b.height, state.next);
   fill_rows(b, state, fresh);
@@ -63,12 +63,9 @@ void hidden_row(const Block& b, int64_t y, HiddenRing& state, float* output, dou
     const int64_t c = panel * kPanel, own = c - state.begin * kPanel;
     const float* taps[kMostKernelRows];
     for (int64_t ky = 0; ky < w.kernel_h; ky++) taps[ky] = state.ring.tap(w, y, ky, b.height) + own;
-    float sum[kPanel] = {};
     depthwise_row({taps, kHiddenBlock, b.output_w, &w, b.depthwise_weight + c * w.kernel_h * w.kernel_w,
-                   b.depthwise_bias + c, b.depthwise_activation, output + c, stride, kPanel, sums ? sum : nullptr});
-    // The sum of a row first, then of the rows: the order is the same however rows are spread over threads.
-    if (sums)
-      for (int i = 0; i < kPanel; i++) sums[own + i] += sum[i];
+                   b.depthwise_bias + c, b.depthwise_activation, output + c, stride, kPanel,
+                   sums ? sums + own : nullptr});
   }
 }
 
@@ -112,7 +109,17 @@ void block_channels(const BlockChannels& a) {
     HiddenRing state = hidden_ring(b, panel, a.panel_end, zeros + zero_floats(b), zeros, 0);
     clear_ring(b, state);
     double sums[kHiddenBlock] = {};
-    for (int64_t y = 0; y < b.output_h; y++) hidden_row(b, y, state, a.map + y * b.output_w * stride, sums);
+    for (int64_t y = a.row_begin; y < a.row_end; y++) {
+      float row[kHiddenBlock] = {};
+      hidden_row(b, y, state, a.map + y * b.output_w * stride, row);
+      const int64_t channels = (state.end - panel) * kPanel;
+      // The sum of a row first, then of the rows: the order is the same however they are spread over threads.
+      for (int64_t i = 0; i < channels; i++) {
+        if (a.row_sums) a.row_sums[y * stride + panel * kPanel + i] = row[i];
+        sums[i] += row[i];
+      }
+    }
+    if (a.row_sums) continue;
     float* means = a.means + panel * kPanel;
     for (int64_t i = 0; i < (state.end - panel) * kPanel; i++)
       means[i] = float(sums[i] / double(b.output_h * b.output_w));
