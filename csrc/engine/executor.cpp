@@ -27,8 +27,8 @@ bool pools(const Plan& plan, std::size_t i) {
   return plan.nodes[i].kind == kPointwiseNode && i + 1 < plan.nodes.size() && plan.nodes[i + 1].kind == kPoolNode;
 }
 
-// Nodes [0, count) run before the first linear layer, those from `first` on over up to `images` images at a time. Late
-// layers have small maps and large weights: these are read once a group, not once an image.
+// Nodes [0, count) run before the first linear layer, those from `first` (a block) on over up to `images` images at a
+// time. Late layers have small maps and large weights: these are read once a group, not once an image.
 struct Grouping {
   std::size_t count, first;
   int64_t images;
@@ -46,16 +46,17 @@ Grouping group(const Plan& plan, Shape shape, int64_t images) {
   while (found.count < plan.nodes.size() && plan.nodes[found.count].kind != kLinearNode) found.count++;
   found.first = found.count;
   for (int64_t n = std::min(images, kMostImages); n > 1; n--) {
-    std::size_t first = 1;  // the first node reads images as they came
-    bool gains = false;
+    std::size_t first = 0;
+    bool gains = false;  // from `first` on
     Shape in = shape;
     for (std::size_t i = 0; i < found.count; i++) {
       const Node& node = plan.nodes[i];
       const Shape out = output_shape(node, in);
-      if (node.kind == kBlockNode && node.block.squeeze) {
+      if (i > 0 && node.kind == kBlockNode && node.block.squeeze) {  // node 0 reads images as they came
         const int64_t hidden = out.pixels() * round_up(node.block.hidden, kHiddenBlock);
-        gains = n * hidden <= kGroupFloats && weights(node.block) >= 4 * hidden;
-        if (!gains) first = i + 1;
+        const bool gains_here = n * hidden <= kGroupFloats && weights(node.block) >= 4 * hidden;
+        if (gains_here && !gains) first = i;
+        gains = gains_here;
       }
       in = out;
     }

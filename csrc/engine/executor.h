@@ -1,5 +1,5 @@
-// Runs a plan over a batch: one image a thread at a time where there are as many images as threads, else one image with
-// all threads. Scratch comes from the calling thread's arena.
+// Runs a plan over a batch: one image a thread at a time where there are as many images as threads (late layers: a few
+// images at a time), else one image with all threads. Scratch comes from the calling thread's arena.
 #pragma once
 #include "engine/plan.h"
 

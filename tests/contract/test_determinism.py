@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import mnv3_fast
 from mnv3_fast import testing
 from mnv3_fast.testing import cases, compare
 from tests.models.common import WAYS, cached_parity_model
@@ -146,3 +147,18 @@ def test_torchs_deterministic_mode() -> None:
             assert torch.equal(run(x), expected)
         finally:
             torch.use_deterministic_algorithms(False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("net", ["large", "small"])
+@pytest.mark.parametrize("size", [32, 80, 224])
+def test_images_in_groups(net: str, size: int, instruction_set: str) -> None:
+    """Late layers run over several images at a time: more of them the smaller the maps, whole groups and rests."""
+    engine = mnv3_fast.freeze(cached_parity_model(net))
+    x = testing.parity_images(7, size, seed=3)
+    torch.set_num_threads(1)
+    single = [engine(x[i : i + 1]) for i in range(7)]
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for count in (2, 3, 4, 7):
+            assert torch.equal(engine(x[:count]), torch.cat(single[:count]))
