@@ -12,10 +12,13 @@ from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from mnv3_fast import _library
+from mnv3_fast.engine import reference
 from mnv3_fast.engine.op import OP
 from mnv3_fast.engine.packing import pack_stages
 from mnv3_fast.models.description import NetDescription, Unsupported, describe_net
 from mnv3_fast.models.torchvision import has_hooks
+from mnv3_fast.nn.conditions import observed, transform_active
+from mnv3_fast.ops import registration
 
 
 class Engine(nn.Module):
@@ -50,10 +53,20 @@ class Engine(nn.Module):
             RuntimeError: if grad mode is on and the input requires grad.
         """
         self._check(input)
-        output = OP(input, self.plan, self.geometry)
+        output = self._run(input)
         if self.geometry[0] == 1 and input.is_contiguous() and not output.is_contiguous():
             output = output.contiguous()
         return self.rest(output)
+
+    def _run(self, input: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or observed() or transform_active():
+            return OP(input, self.plan, self.geometry)
+        if _library.backend() == "reference":
+            return registration.run_reference(reference.run_plan, (input, self.plan, self.geometry))
+        if type(input) is not Tensor or not (input.is_cpu and _library.EXTENSION):
+            return OP(input, self.plan, self.geometry)
+        with torch._C._AutoDispatchBelowAutograd():  # past the op's guard against lost gradients: `_check` is ours
+            return OP.default(input, self.plan, [])  # the geometry is for captures
 
     def _check(self, input: Any) -> None:
         if not isinstance(input, Tensor):

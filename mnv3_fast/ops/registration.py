@@ -65,7 +65,7 @@ def _without_autocast(args: Any) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def _run_reference(reference: Callable[..., Any], args: Any, maps: bool) -> Any:
+def run_reference(reference: Callable[..., Any], args: Any, maps: bool = True) -> Any:
     """The reference with the outputs that a kernel gives: no autocast, and maps with NHWC strides."""
     with _without_autocast(args):
         outputs = reference(*args)
@@ -117,17 +117,17 @@ def register(
     torch.library.register_fake(f"mnv3_fast::{name}", checked_fake, lib=LIBRARY)
     op = getattr(torch.ops.mnv3_fast, name)
 
-    def run_reference(*args: Any) -> Any:
+    def last_resort(*args: Any) -> Any:
         if not guarded:
             refuse_grad(name, args)
-        return _run_reference(reference, args, maps)
+        return run_reference(reference, args, maps)
 
     def guard(*args: Any) -> Any:
         refuse_grad(name, args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
-    LIBRARY.impl(name, run_reference, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, last_resort, "CompositeExplicitAutograd")
     if guarded:
         LIBRARY.impl(name, guard, "Autograd")
     if flops is not None:
@@ -182,7 +182,7 @@ def call(
 ) -> Any:
     """Run an op the way its arguments ask for: on the reference, differentiably, or on the kernels."""
     if _library.backend() == "reference" or _in_forward_mode():
-        return _run_reference(reference, args, maps)
+        return run_reference(reference, args, maps)
     if torch.is_grad_enabled() and (wants_grad(args) or _under_transform()):
         return function.apply(*args)
     return op(*args)

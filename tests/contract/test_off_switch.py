@@ -52,6 +52,19 @@ def test_an_impossible_value_raises_and_lists_what_exists() -> None:
 
 
 @torch.no_grad()
+def test_an_engine_obeys() -> None:
+    engine = mnv3_fast.freeze(fresh())
+    expected = engine(X)
+    runs, _ = mnv3_fast._library.extension().last_run()
+    with mnv3_fast.force_backend("reference"):
+        output = engine(X)
+    assert mnv3_fast._library.extension().last_run()[0] == runs, "the kernels ran"
+    assert testing.relative_error(output, expected) <= testing.NET_LIMIT
+    engine(X)
+    assert mnv3_fast._library.extension().last_run()[0] == runs + 1
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("ran_before", [False, True])
 def test_the_context_manager(ran_before: bool) -> None:
     model, stock = accelerated(), fresh()
