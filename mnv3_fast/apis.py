@@ -6,6 +6,7 @@ from mnv3_fast.apis import inference_model, init_model
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -126,6 +127,9 @@ def init_model(
         raise TypeError(f"init_model: config must be a name or a path, got {type(config).__name__}")
     variant = find_variant(PurePosixPath(os.fspath(config).replace("\\", "/")).name.removesuffix(".py"))
     model = ImageClassifier(variant, variant.classes())
+    if checkpoint is None and "3rdparty" in os.fspath(config):
+        words = "init_model: %s names trained weights, which are not downloaded unasked: this model's are random; "
+        warnings.warn(words % os.fspath(config) + "give checkpoint", stacklevel=2)
     if checkpoint is not None:
         model.classes = classes_of(load_into(model.network, checkpoint), variant.num_classes) or model.classes
     return model.to(device).eval()

@@ -184,3 +184,8 @@ def test_bad_input(classifier: ImageClassifier, tmp_path: Path) -> None:
     ):
         with pytest.raises(kind, match=message):
             call()
+
+
+def test_a_name_of_trained_weights_without_them_is_said() -> None:
+    with pytest.warns(UserWarning, match="names trained weights, which are not downloaded unasked"):
+        init_model("mobilenet-v3-small-050_3rdparty_in1k")

@@ -31,6 +31,7 @@ class StandIn(nn.Module):
         original = stock_class(type(self))
         copy = original.__new__(original)
         copy.__dict__.update({key: value for key, value in self.__dict__.items() if key not in REMEMBERED})
+        copy._modules = dict(self._modules)  # torch.jit.script puts the children's stand-ins there
         return copy
 
 

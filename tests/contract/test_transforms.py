@@ -93,9 +93,13 @@ def test_jit_trace_with_gradients_is_the_stock_graph() -> None:
 @torch.no_grad()
 def test_jit_script_gives_the_stock_graph() -> None:
     model = cached_parity_model("small")
-    scripted = torch.jit.script(mnv3_fast.accelerate(model))
+    accelerated = mnv3_fast.accelerate(model)
+    classes = [type(module) for module in accelerated.modules()]
+    scripted = torch.jit.script(accelerated)
     assert testing.relative_error(scripted(X), model(X)) <= testing.NET_LIMIT
     assert "mnv3_fast" not in str(scripted.inlined_graph)
+    assert [type(module) for module in accelerated.modules()] == classes, "scripting changed the model itself"
+    assert not mnv3_fast.explain(accelerated, X).fallbacks
 
 
 @torch.no_grad()
