@@ -194,6 +194,14 @@ struct FmaPeak {
   int64_t* macs;
 };
 
+// A hash of floats in lanes of their own, which the caller mixes.
+struct HashLanes {
+  static constexpr int kCount = 8;
+  const float* data;
+  int64_t count;
+  uint64_t* sums;  // [kCount]
+};
+
 #define MNV3_KERNELS(X)              \
   X(fold_batch_norm, FoldBatchNorm)  \
   X(stem_strip, StemStrip)           \
@@ -206,6 +214,7 @@ struct FmaPeak {
   X(scale_pixels, ScalePixels)       \
   X(block_rows, BlockRows)           \
   X(block_channels, BlockChannels)   \
+  X(hash_lanes, HashLanes)           \
   X(fma_peak, FmaPeak)
 
 struct Kernels {

@@ -43,17 +43,14 @@ Run = Callable[[Tensor, Any, list[Tensor], Any], Tensor]
 
 
 def fused_output(root: nn.Module, x: Tensor, reader: Reader, run: Run, inside: Inside) -> Tensor | None:
-    """The output of a described part of ``root`` by its op, or None if torch must run it.
+    """The output of a described part of ``root`` by its op where there is no :func:`current_entry`, or None if torch
+    must run it.
 
     Args:
         reader: describes the part; raises Unsupported.
         run: the op, from input, description, its tensors and its other arguments.
         inside: gives the modules of the part.
     """
-    if not torch.compiler.is_compiling():
-        entry = current_entry(root, x)
-        if entry is not None:
-            return run_entry(x, entry)
     reason = "it is in training mode" if root.training else input_reason(x)
     if reason is not None or transform_active():
         if not (root.training or torch.compiler.is_compiling()):
@@ -85,6 +82,8 @@ def fused_output(root: nn.Module, x: Tensor, reader: Reader, run: Run, inside: I
 
 def current_entry(root: nn.Module, x: Any) -> cache.Entry | None:
     """The packed weights of a described part if it has them and may run on them: what most calls in inference ask."""
+    if torch.compiler.is_compiling():
+        return None
     fusion = root.__dict__.get("_fusion")
     if fusion is None or not plan_may_run(x) or grad_possible(x, fusion):
         return None
@@ -153,6 +152,9 @@ class Fused(Packed, StandIn):
 
     def forward(self, input: Tensor) -> Tensor:
         """The original's forward, fused where possible."""
+        entry = current_entry(self, input)
+        if entry is not None:
+            return run_entry(input, entry)
         output = fused_output(self, input, type(self)._reader, self._run, modules_below)
         return super().forward(input) if output is None else output
 

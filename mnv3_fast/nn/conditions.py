@@ -63,7 +63,7 @@ def transform_active() -> bool:
 def observed() -> bool:
     """Whether something looks at each op that runs and should see a block's own: tracing, dispatch modes."""
     return (
-        torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._len_torch_function_stack() > 0
+        torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._len_torch_function_stack() > 0
     )
 
 

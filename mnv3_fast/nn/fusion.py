@@ -99,17 +99,14 @@ class Fusion:
         self._types = _flat((m, type(m)) for m in inside)
         hooks = [h for m in inside for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)]
         self._hooks = _flat((h, 0) for h in [*hooks, *[m._backward_pre_hooks for m in inside]])
-        self._counts = self._sizes + self._hooks
+        self._looks = (self._own, self._same, self._absent, self._sizes + self._hooks, self._types)
 
     def current(self, root: nn.Module) -> cache.Entry | None:
         """The packed weights, if there are any and nothing at all has changed since: what most calls find."""
         packed = self._packed
         if packed is None or packed[0].dropped:
             return None
-        extension = _library.extension()
-        if not extension.unchanged(root.__dict__, self._own, self._same, self._absent, self._counts, self._types):
-            return None
-        return packed[0] if packed[1].unchanged(self._flat_sources) else None
+        return packed[0] if packed[1].all_unchanged(root.__dict__, self._looks, self._flat_sources) else None
 
     def tensors(self, root: nn.Module) -> list[Tensor] | None:
         """The tensors of the block in the order of the op, or None if it is not as it was described."""
@@ -141,7 +138,7 @@ class Fusion:
             if self.arguments is None:
                 return None
             with torch._C._AutoDispatchBelowAutograd():  # before packing: a write meanwhile makes it stale, not wrong
-                watch = _library.extension().Watch(self._flat_sources, WATCH(tensors))
+                watch = _library.extension().Watch(self._looks, self._flat_sources, WATCH(tensors))
             op = BLOCK if isinstance(self.description, BlockDescription) else NETWORK
             packed = self._packed = (op.packed(tensors, *self.arguments), watch)
         return packed[0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mnv3_fast.engine import cache
 from mnv3_fast.models.description import ConvLayer, NetDescription, Unsupported
-from mnv3_fast.nn.base import Fused, Packed, fused_output, reason_of, run_conv, run_entry
+from mnv3_fast.nn.base import Fused, Packed, current_entry, fused_output, reason_of, run_conv, run_entry
 from mnv3_fast.nn.conditions import input_reason, is_inference, transform_active
 from mnv3_fast.nn.fusion import Fusion, Inside, Reader, describe, fusion_of, traced_description
 from mnv3_fast.ops import registration
@@ -164,6 +164,9 @@ class FusedStem(Packed):
 
     def _fused_stem(self, x: Tensor) -> Tensor | None:
         """The stem's output by its op, None if torch must run it."""
+        entry = current_entry(self, x)
+        if entry is not None:
+            return run_entry(x, entry)
         return fused_output(self, x, type(self)._reader, _run_described, type(self)._stem_modules)
 
     def fallback_reason(self, x: Tensor | None = None) -> str | None:

@@ -84,6 +84,20 @@ def test_replaced_modules_take_effect(what: str, ran_before: bool) -> None:
 
 
 @torch.no_grad()
+def test_a_change_after_one_that_does_not_matter_is_seen() -> None:
+    """The dictionaries of modules are looked through anew where one has changed, and watched from then on."""
+    model = accelerated()
+    convolution, norm = model.features[3].block[0][0], model.features[3].block[0][1]
+    for _ in range(4):
+        model(X)
+    for value in range(2):
+        convolution.note = norm.note = value  # nothing that is computed depends on it
+        assert_same_as_stock(model)
+        norm.eps = 0.1 + value
+        assert_same_as_stock(model)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("channels", [1, 4])
 def test_a_stem_for_other_images(channels: int) -> None:
     model = accelerated()
