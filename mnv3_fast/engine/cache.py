@@ -44,17 +44,23 @@ _by_objects: dict[Objects, Entry] = {}
 
 
 def find(tensors: list[Tensor], arguments: Any, build: Callable[[], Plan]) -> Entry:
-    """The plan that belongs to tensors and arguments; ``build`` packs it if there is none or it has become stale."""
+    """The plan that belongs to tensors and arguments; ``build`` packs it if there is none or it has become stale.
+
+    If something is written while it packs, the plan is ``dropped`` and not kept.
+    """
     state = _state_of(tensors, arguments)
     entry = _entries.get(state)
     if entry is not None:
         return entry
-    plan, geometry = build()  # after the state: a write meanwhile makes the new entry stale, not wrong
+    plan, geometry = build()
     lasting = [tensor for tensor in tensors if tensor.numel() > INLINED] or tensors
     # By the objects: memory that one was given meanwhile by `.data =` may lie where a freed one did.
     objects = tuple(id(tensor) for tensor in lasting)
     _forget(_by_objects.get(objects))
     entry = Entry(plan, geometry, state, objects, frozenset(tensor.data_ptr() for tensor in lasting))
+    if _state_of(tensors, arguments) != state:
+        entry.dropped = True  # written while it was packed, perhaps to be taken back: for this call alone
+        return entry
     gone = weakref.ref(entry)  # no cycle: plans are large, and should not wait for the garbage collector
     entry.references = [weakref.ref(tensor, lambda _: _forget(gone())) for tensor in lasting]
     _entries[state] = _by_objects[objects] = entry

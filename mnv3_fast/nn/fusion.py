@@ -137,10 +137,12 @@ class Fusion:
         if packed is None or packed[0].dropped:
             if self.arguments is None:
                 return None
-            with torch._C._AutoDispatchBelowAutograd():  # before packing: a write meanwhile makes it stale, not wrong
+            with torch._C._AutoDispatchBelowAutograd():
                 watch = _library.extension().Watch(self._looks, self._flat_sources, WATCH(tensors))
             op = BLOCK if isinstance(self.description, BlockDescription) else NETWORK
-            packed = self._packed = (op.packed(tensors, *self.arguments), watch)
+            packed = (op.packed(tensors, *self.arguments), watch)
+            if watch.unchanged(self._flat_sources):  # else written meanwhile, perhaps to be taken back
+                self._packed = packed
         return packed[0]
 
     def __deepcopy__(self, memo: Any) -> None:
