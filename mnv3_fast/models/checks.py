@@ -30,6 +30,8 @@ def check_norm(module: nn.Module | None, classes: tuple[type, ...] = _BATCH_NORM
         raise Unsupported("BatchNorm with only one of weight and bias has no kernel")
     if module.running_mean is None or module.running_var is None:
         raise Unsupported("BatchNorm without running statistics cannot be folded into a convolution")
+    if not isinstance(module.eps, (int, float)) or not module.eps >= 0:
+        raise Unsupported(f"BatchNorm with eps {module.eps} is left to torch")
 
 
 def check_conv(conv: nn.Module, kind: str) -> None:

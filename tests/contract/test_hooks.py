@@ -215,6 +215,31 @@ def test_other_batch_norms_are_folded_too(kind: str) -> None:
     assert fallbacks(model) == []
 
 
+def outcome_of(run: nn.Module) -> str:
+    """Which logits are no numbers, or the error."""
+    try:
+        return str(run(X).isnan().flatten(1).sum(1).tolist())
+    except (ValueError, TypeError) as error:
+        return str(error)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("eps", [-1e-4, -5.0, float("nan"), "0.001", None], ids=str)
+def test_an_eps_that_is_none_is_left_to_torch(eps: Any) -> None:
+    """Newer torch refuses a negative one, older gives what the formula gives."""
+    model = accelerated()
+    for _ in range(3):
+        model(X)
+    block(model).block[1][1].eps = eps
+    expected = outcome_of(stock_of(model))
+    assert expected != "[0, 0]" or eps == -1e-4
+    assert outcome_of(model) == expected
+    with pytest.raises(ValueError, match=f"freeze: .*BatchNorm with eps {eps} is left to torch"):
+        mnv3_fast.freeze(model)
+    reasons = [(row.path, row.reason) for row in mnv3_fast.explain(model).fallbacks]
+    assert reasons == [("features.5", f"BatchNorm with eps {eps} is left to torch")]
+
+
 def test_a_network_with_another_norm_runs_on_torch() -> None:
     for norm in (lambda c: nn.GroupNorm(1, c), lambda c: nn.Identity()):
         torch.manual_seed(0)
