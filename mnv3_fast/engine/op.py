@@ -20,17 +20,24 @@ def output_shape(height: int, width: int, geometry: list[int]) -> tuple[int, int
 
 
 def _fake(input: Tensor, plan: Tensor, geometry: list[int]) -> Tensor:
+    if len(geometry) % 10 != 2:
+        raise ValueError(f"run_plan: geometry must be an engine's, with 2 numbers and 10 a layer, got {len(geometry)}")
     like = input.new_empty(0, dtype=torch.float32)
     if geometry[0] == 0:
         return like.new_empty(input.shape[0], geometry[1])
     return empty_nhwc(like, input.shape[0], geometry[1], *output_shape(input.shape[2], input.shape[3], geometry))
 
 
-OP = registration.register("run_plan(Tensor input, Tensor plan, int[] geometry) -> Tensor", reference.run_plan, _fake)
+OP = registration.register(
+    "run_plan(Tensor input, Tensor plan, int[] geometry) -> Tensor",
+    reference.run_plan,
+    _fake,
+    ranks=(("input", (4,)), ("plan", (1,))),
+)
 
 
 def _only_kernels(tensors: list[Tensor]) -> int:
-    raise RuntimeError("tensor_state, watch: there are no compiled kernels, and nothing is packed")
+    raise RuntimeError("tensor_state, watch: for the compiled kernels, and dense tensors on the CPU, at least one")
 
 
 # What packed weights were made of (csrc/watch.h). The result of the second is for mnv3_fast._C.Watch, which frees it.

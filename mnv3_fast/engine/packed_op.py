@@ -60,6 +60,8 @@ class PackedOp:
 
     def _kernel(self, input: Tensor, tensors: list[Tensor], spec: list[int], constants: list[float]) -> Tensor:
         registration.refuse_grad(self._name, (input, tensors))
+        if not tensors:
+            raise ValueError(f"{self._name}: tensors must hold the weights of at least one layer, got none")
         entry = self.packed(tensors, spec, constants)
         with torch._C._AutoDispatchBelowAutograd():
             return RUN_PLAN(input, entry.plan, entry.geometry)

@@ -107,7 +107,7 @@ class FusedNet(Packed):
         if description is None:
             return None
         tensors, spec, constants = description.flatten()
-        if registration.wants_grad((x, tensors)) and not torch.compiler.is_exporting():
+        if registration.wants_grad((x, tensors)) and not registration.exporting():
             return None  # an exported graph is for inference, wherever its parameters may come from
         return _through(description.rest, NETWORK.run(x, tensors, spec, constants))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo import symbolic_convert
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
@@ -57,11 +58,22 @@ def _under_transform() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def exporting() -> bool:
+    """Whether ``torch.export`` captures a graph; where Dynamo does so for it, torch's ``is_exporting`` says no."""
+    if torch.compiler.is_exporting():
+        return True
+    tracer = getattr(symbolic_convert.tls, "current_tx", None)
+    return tracer is not None and tracer.output.export
+
+
+torch.compiler.assume_constant_result(exporting)
+
+
 def _without_autocast(args: Any) -> AbstractContextManager[Any]:
     """The ops compute in their inputs' dtype, as the kernels do, whatever autocast says to the reference."""
-    device = next(iter(tensors_in(args))).device.type
-    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
+    for device in {tensor.device.type for tensor in tensors_in(args)[:1]} & {"cpu", "cuda"}:
+        if torch.is_autocast_enabled(device):
+            return torch.autocast(device, enabled=False)
     return nullcontext()
 
 
@@ -77,13 +89,24 @@ def run_reference(reference: Callable[..., Any], args: Any, maps: bool = True) -
 
 
 def refuse_grad(name: str, args: Any) -> None:
-    """A raw op is not differentiable; silently detached gradients would be worse than an error."""
-    if wants_grad(args) or _has_tangent(args):
+    """A raw op is not differentiable; silently detached gradients would be worse than an error.
+
+    An exported graph is for inference: it holds raw ops, and refuses when it runs.
+    """
+    if (wants_grad(args) or _has_tangent(args)) and not exporting():
         public = f"mnv3_fast.ops.{name.removesuffix('_mean')}" if name != "run_plan" else "mnv3_fast.accelerate"
         raise RuntimeError(
             f"{name}: torch.ops.mnv3_fast.{name} is not differentiable and an input requires grad; "
             f"use {public}, or torch.no_grad(), which a graph made by torch.export needs too"
         )
+
+
+def check_ranks(name: str, ranks: tuple[tuple[str, tuple[int, ...]], ...], args: Any) -> None:
+    """What the kernels check themselves, for shapes that are computed without them."""
+    for (argument, wanted), tensor in zip(ranks, args, strict=False):
+        if tensor.dim() not in wanted:
+            words = " or ".join(str(rank) for rank in wanted)
+            raise ValueError(f"{name}: {argument} must have {words} dimensions, got {list(tensor.shape)}")
 
 
 def register(
@@ -93,6 +116,7 @@ def register(
     flops: Callable[..., int] | None = None,
     guarded: bool = True,
     maps: bool = True,
+    ranks: tuple[tuple[str, tuple[int, ...]], ...] = (),
 ) -> Any:
     """Define ``mnv3_fast::<schema>`` with everything but its kernels, and return ``torch.ops.mnv3_fast.<name>``.
 
@@ -104,6 +128,7 @@ def register(
         guarded: refuse inputs that require grad by a kernel at the Autograd key; an op whose own kernel is written in
             Python calls :func:`refuse_grad` itself, which saves a dispatch.
         maps: outputs with four dimensions are maps, with NHWC strides.
+        ranks: names of the first arguments, with the numbers of dimensions that they may have.
     """
     name = schema[: schema.index("(")]
     LIBRARY.define(schema)
@@ -112,6 +137,7 @@ def register(
         devices = {str(tensor.device) for tensor in tensors_in(args)}
         if len(devices) > 1:  # a meta tensor among others brings the call here, which must not return memory as it is
             raise RuntimeError(f"{name}: all tensors must be on one device, got {', '.join(sorted(devices))}")
+        check_ranks(name, ranks, args)
         return fake(*args)
 
     torch.library.register_fake(f"mnv3_fast::{name}", checked_fake, lib=LIBRARY)
@@ -184,5 +210,6 @@ def call(
     if _library.backend() == "reference" or _in_forward_mode():
         return run_reference(reference, args, maps)
     if torch.is_grad_enabled() and (wants_grad(args) or _under_transform()):
-        return function.apply(*args)
+        # Dynamo would put the op into a graph inside of the graph, with gradients switched off around it.
+        return op(*args) if torch.compiler.is_compiling() and exporting() else function.apply(*args)
     return op(*args)

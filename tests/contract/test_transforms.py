@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -191,12 +192,21 @@ def test_a_hook_inside_divides_the_captured_network() -> None:
     assert testing.relative_error(program.module()(X), model(X)) <= testing.NET_LIMIT
 
 
-def test_a_program_exported_with_gradients_on_is_one_op_too() -> None:
-    model = cached_parity_model("small")
-    program = torch.export.export(mnv3_fast.accelerate(model), (X,))
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_program_exported_with_gradients_on_is_one_op_too(strict: bool) -> None:
+    """Also where Dynamo traces for the export; run with gradients it refuses rather than lose them."""
+    model = copy.deepcopy(cached_parity_model("small")).requires_grad_()
+    accelerated = mnv3_fast.accelerate(model)
+    program = torch.export.export(accelerated, (X,), strict=strict)
     assert graph_ops(program) == ["mnv3_fast.network.default"]
     with torch.no_grad():
         assert testing.relative_error(program.module()(X), model(X)) <= testing.NET_LIMIT
+    with pytest.raises(RuntimeError, match="network is not differentiable and an input requires grad"):
+        program.module()(X)
+    accelerated.features[5].block[0][0].register_forward_hook(lambda m, args, output: output * 1)
+    counts = Counter(graph_ops(torch.export.export(accelerated, (X,), strict=strict)))
+    assert counts["mnv3_fast.inverted_residual.default"] == 10
+    assert counts["mnv3_fast.stem_conv.default"] == counts["mnv3_fast.pointwise_conv.default"] == 1
 
 
 @pytest.mark.slow

@@ -29,10 +29,16 @@ def _flops(input, weight, *args, out_shape=None, **kwargs) -> int:
     return 2 * output[0] * output[2] * output[3] * weight[0] * weight[2] * weight[3]
 
 
-OP = registration.register(f"depthwise_conv{ARGUMENTS} -> Tensor", reference.depthwise_conv, _fake, _flops)
+RANKS = (("input", (4,)), ("weight", (4,)))
+
+OP = registration.register(f"depthwise_conv{ARGUMENTS} -> Tensor", reference.depthwise_conv, _fake, _flops, ranks=RANKS)
 FUNCTION = registration.differentiable("depthwise_conv", OP, reference.depthwise_conv)
 MEAN_OP = registration.register(
-    f"depthwise_conv_mean{ARGUMENTS} -> (Tensor, Tensor)", reference.depthwise_conv_mean, _fake_mean, _flops
+    f"depthwise_conv_mean{ARGUMENTS} -> (Tensor, Tensor)",
+    reference.depthwise_conv_mean,
+    _fake_mean,
+    _flops,
+    ranks=RANKS,
 )
 MEAN_FUNCTION = registration.differentiable("depthwise_conv_mean", MEAN_OP, reference.depthwise_conv_mean)
 

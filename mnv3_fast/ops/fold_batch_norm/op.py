@@ -22,7 +22,7 @@ def _fake(weight, bias, bn_weight, bn_bias, bn_mean, bn_var, bn_eps):
 
 DTYPES = (torch.float32, torch.float64)
 
-OP = registration.register(SCHEMA, reference.fold_batch_norm, _fake, maps=False)
+OP = registration.register(SCHEMA, reference.fold_batch_norm, _fake, maps=False, ranks=(("weight", (2, 3, 4)),))
 FUNCTION = registration.differentiable("fold_batch_norm", OP, reference.fold_batch_norm)
 
 

@@ -22,7 +22,7 @@ def _flops(input, weight, *args, out_shape=None, **kwargs) -> int:
     return 2 * input[0] * input[2] * input[3] * weight[0] * weight[1]
 
 
-OP = registration.register(SCHEMA, reference.pointwise_conv, _fake, _flops)
+OP = registration.register(SCHEMA, reference.pointwise_conv, _fake, _flops, ranks=(("input", (4,)), ("weight", (2, 4))))
 FUNCTION = registration.differentiable("pointwise_conv", OP, reference.pointwise_conv)
 
 

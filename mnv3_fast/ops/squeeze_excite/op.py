@@ -20,7 +20,13 @@ def _flops(input, fc1_weight, *args, out_shape=None, **kwargs) -> int:
     return 4 * input[0] * fc1_weight[0] * fc1_weight[1]
 
 
-OP = registration.register(f"squeeze_excite(Tensor input, {LAYERS}) -> Tensor", reference.squeeze_excite, _fake, _flops)
+OP = registration.register(
+    f"squeeze_excite(Tensor input, {LAYERS}) -> Tensor",
+    reference.squeeze_excite,
+    _fake,
+    _flops,
+    ranks=(("input", (4,)), ("fc1_weight", (2, 4))),
+)
 FUNCTION = registration.differentiable("squeeze_excite", OP, reference.squeeze_excite)
 
 

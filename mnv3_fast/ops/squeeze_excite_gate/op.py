@@ -24,7 +24,11 @@ def _flops(mean, fc1_weight, *args, out_shape=None, **kwargs) -> int:
 
 
 OP = registration.register(
-    f"squeeze_excite_gate(Tensor mean, {LAYERS}) -> Tensor", reference.squeeze_excite_gate, _fake, _flops
+    f"squeeze_excite_gate(Tensor mean, {LAYERS}) -> Tensor",
+    reference.squeeze_excite_gate,
+    _fake,
+    _flops,
+    ranks=(("mean", (2,)), ("fc1_weight", (2, 4))),
 )
 FUNCTION = registration.differentiable("squeeze_excite_gate", OP, reference.squeeze_excite_gate)
 

@@ -28,7 +28,7 @@ def _flops(input, weight, *args, out_shape=None, **kwargs) -> int:
     return 2 * out_shape[0] * out_shape[2] * out_shape[3] * weight[0] * weight[1] * weight[2] * weight[3]
 
 
-OP = registration.register(SCHEMA, reference.stem_conv, _fake, _flops)
+OP = registration.register(SCHEMA, reference.stem_conv, _fake, _flops, ranks=(("input", (4,)), ("weight", (4,))))
 FUNCTION = registration.differentiable("stem_conv", OP, reference.stem_conv)
 
 
