@@ -96,6 +96,8 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [str(row) for row in self.rows]
+        if not lines:
+            lines.append("no block of torchvision's or timm's MobileNetV3 and no engine inside: all of it is torch's")
         lines.append(f"{self.fused} on fused kernels, {len(self.fallbacks)} on torch")
         shares = [row.percent_of_call for row in self.rows if row.percent_of_call is not None]
         if shares:
@@ -118,16 +120,19 @@ def explain(model: nn.Module, input: Tensor | None = None) -> Explanation:
             torch's.
 
     Raises:
-        TypeError: if ``model`` is no nn.Module.
+        TypeError: if ``model`` is no nn.Module, or ``input`` no tensor and ``model`` no module of a user's own.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"explain: model must be an nn.Module, got {type(model).__name__}")
+    ours = isinstance(model, (Fused, FusedNet, FusedStem, Engine))
+    if ours and not (input is None or isinstance(input, Tensor)):
+        raise TypeError(f"explain: input must be a Tensor, got {type(input).__name__}")
     swaps, _ = swaps_for(model)
     inputs = _inputs(model, input)
     networks, divided = {}, {}
     for path, module in model.named_modules():
         if isinstance(module, FusedNet):
-            reason = environment_reason() or module.whole_reason()
+            reason = "it is in training mode" if module.training else environment_reason() or module.whole_reason()
             if reason is None:
                 networks[path] = _measured(module, inputs.get(path))[1]
             else:

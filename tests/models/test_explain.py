@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -72,10 +73,45 @@ def test_a_model_in_training_mode_stays_as_it_is() -> None:
     before = copy.deepcopy(model.state_dict())
     explanation = mnv3_fast.explain(model, X)
     assert model.training
+    assert explanation.divided == {"": "it is in training mode"}
+    assert "the network: part by part, since it is in training mode" in str(explanation)
     assert {row.reason for row in explanation.rows} == {"it is in training mode"}
     assert all(row.macs for row in explanation.rows)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_models_in_which_nothing_is_ours() -> None:
+    for model, x in ((nn.Linear(3, 4), torch.zeros(2, 3)), (nn.Sequential(), X), (nn.Conv2d(3, 4, 3), X)):
+        for explanation in (mnv3_fast.explain(model), mnv3_fast.explain(model, x)):
+            assert explanation.rows == []
+            assert "no block of torchvision's or timm's MobileNetV3 and no engine inside" in str(explanation)
+            assert "0 on fused kernels, 0 on torch" in str(explanation)
+
+
+@pytest.mark.parametrize(
+    "kind", [mnv3_fast.accelerate, mnv3_fast.freeze, lambda m: mnv3_fast.accelerate(m).features[3]]
+)
+@pytest.mark.parametrize("x", ["image.jpg", [X], X.numpy(), (1, 3, 64, 64), {}], ids=lambda x: type(x).__name__)
+def test_an_input_that_is_no_tensor(kind: Any, x: Any) -> None:
+    with pytest.raises(TypeError, match=f"explain: input must be a Tensor, got {type(x).__name__}"):
+        mnv3_fast.explain(kind(cached_parity_model("small")), x)
+    with pytest.raises(TypeError, match=f"explain: model must be an nn.Module, got {type(x).__name__}"):
+        mnv3_fast.explain(x)
+
+
+def test_a_model_of_ones_own_may_take_other_inputs() -> None:
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = mnv3_fast.accelerate(cached_parity_model("small"))
+
+        def forward(self, images: list[torch.Tensor]) -> torch.Tensor:
+            return self.network(torch.stack(images))
+
+    explanation = mnv3_fast.explain(Detector(), list(X))
+    assert explanation.fused == 14
+    assert all(row.macs for row in explanation.rows)
 
 
 def test_timm_with_padding_as_in_tensorflow() -> None:
