@@ -7,10 +7,12 @@ import http.client
 import os
 import pickle
 import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
-from urllib.request import url2pathname
+from urllib.request import Request, url2pathname, urlopen
 
 import torch
 from safetensors.torch import load_file
@@ -31,9 +33,14 @@ def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
         The file's dictionary.
 
     Raises:
+        TypeError: if the source is no path and no URL.
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is no checkpoint, is truncated, or holds what would have to be executed.
+        OSError: if it cannot be downloaded, or not all of it.
+        ValueError: if the file is no checkpoint, is truncated, or holds what would have to be executed; for a URL of
+            another kind.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"checkpoint: expected a path or a URL, got {type(source).__name__}")
     path = _download(source) if _is_url(source) else Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: there is no file {path}")
@@ -85,7 +92,12 @@ def classes_of(checkpoint: dict[str, Any], count: int) -> tuple[str, ...] | None
 
 
 def _is_url(source: str | os.PathLike[str]) -> bool:
-    return isinstance(source, str) and urlparse(source).scheme in ("http", "https", "file")
+    if not isinstance(source, str) or "://" not in source:
+        return isinstance(source, str) and source.startswith("file:")
+    scheme = urlparse(source).scheme
+    if scheme not in ("http", "https", "file"):
+        raise ValueError(f"checkpoint: {source} is no http, https or file URL")
+    return True
 
 
 def _download(url: str) -> Path:
@@ -100,10 +112,26 @@ def _download(url: str) -> Path:
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(url, str(path), progress=False)
+            _fetch(url, path)
         except (OSError, http.client.HTTPException) as error:
             raise OSError(f"checkpoint: {url} could not be downloaded: {error}") from error
     return path
+
+
+def _fetch(url: str, path: Path) -> None:
+    """All of a URL's file or none of it; torch's download keeps what came before a connection was lost."""
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=".mnv3-fast-")
+    try:
+        with os.fdopen(handle, "wb") as file, urlopen(Request(url, headers={"User-Agent": "mnv3_fast"})) as response:
+            shutil.copyfileobj(response, file)
+            wanted, came = response.headers.get("Content-Length"), file.tell()
+        if wanted is not None and came != int(wanted):
+            raise OSError(f"{came} of {wanted} bytes came")
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
 
 
 def _first_line(error: BaseException) -> str:

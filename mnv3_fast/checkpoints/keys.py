@@ -48,6 +48,9 @@ def torchvision_state(state: dict[str, Tensor], model: MobileNetV3) -> dict[str,
             raise ValueError(f"checkpoint: {theirs} is missing")
         elif not _is_plain(state[theirs]):
             raise ValueError(f"checkpoint: {theirs} is no dense tensor of real numbers")
+        elif expected[ours].is_floating_point() and not state[theirs].is_floating_point():
+            dtype = str(state[theirs].dtype).removeprefix("torch.")
+            raise ValueError(f"checkpoint: {theirs} is {dtype}, no floating-point tensor")
         elif state[theirs].shape != expected[ours].shape:
             shapes = f"is {list(state[theirs].shape)}, the model's is {list(expected[ours].shape)}"
             raise ValueError(f"checkpoint: {theirs} {shapes}")

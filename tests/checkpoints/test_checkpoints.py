@@ -159,6 +159,16 @@ def test_tensors_of_another_kind(kind: str, model: Any) -> None:
         torchvision_state(state, model)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_weights_that_are_no_floating_point_numbers(dtype: torch.dtype, model: Any) -> None:
+    """torch would cast them, and a quantized file would load as nonsense."""
+    state = dict(model.state_dict())
+    state["classifier.3.weight"] = state["classifier.3.weight"].to(dtype)
+    words = str(dtype).removeprefix("torch.")
+    with pytest.raises(ValueError, match=f"checkpoint: classifier.3.weight is {words}, no floating-point tensor"):
+        torchvision_state(state, model)
+
+
 def test_files_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     for i, folder in enumerate(("a", "b")):
