@@ -12,6 +12,7 @@ from mnv3_fast.models.description import Unsupported, stock_class
 from mnv3_fast.nn import containers, torchvision_blocks
 from mnv3_fast.nn.base import Fused, Packed
 from mnv3_fast.nn.fusion import forget
+from mnv3_fast.nn.parts import computed_attributes
 
 logger = logging.getLogger("mnv3_fast")
 
@@ -75,8 +76,11 @@ def fuse(model: nn.Module) -> list[tuple[str, str | None]]:
 
 
 def share(model: nn.Module) -> nn.Module:
-    """A copy of a module tree that shares every Parameter and buffer with the original."""
-    tensors = list(model.parameters()) + list(model.buffers())
+    """A copy of a module tree that shares every Parameter and buffer with the original, and results kept as attributes.
+
+    Pruning and the older kinds of weight and spectral norm keep such, anew on each call; deepcopy refuses them.
+    """
+    tensors = list(model.parameters()) + list(model.buffers()) + computed_attributes(model)
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 

@@ -18,6 +18,7 @@ from mnv3_fast.engine.packing import pack_stages
 from mnv3_fast.models.description import NetDescription, Unsupported, describe_net
 from mnv3_fast.models.torchvision import has_hooks
 from mnv3_fast.nn.conditions import observed, transform_active
+from mnv3_fast.nn.parts import computed_attributes
 from mnv3_fast.ops import registration
 
 
@@ -73,8 +74,9 @@ class Engine(nn.Module):
             raise TypeError(f"Engine: input must be a Tensor, got {type(input).__name__}")
         if input.dtype is not torch.float32 and input.dtype is not torch.uint8:
             raise TypeError(f"Engine: input must be float32 or uint8, got {str(input.dtype).removeprefix('torch.')}")
-        if input.layout is not torch.strided:
-            raise TypeError(f"Engine: input must be a dense (strided) tensor, got layout {input.layout}")
+        if input.layout is not torch.strided or input.is_nested:
+            kind = "a nested one" if input.is_nested else f"layout {input.layout}"
+            raise TypeError(f"Engine: input must be a dense (strided) tensor, got {kind}")
         if input.dim() != 4 or input.shape[1] != self.input_channels:
             raise ValueError(f"Engine: input must be [N, {self.input_channels}, H, W], got {list(input.shape)}")
         if input.shape[2] < 1 or input.shape[3] < 1:
@@ -140,7 +142,8 @@ def freeze(
         reason = str(unsupported)
     if scale is not None:
         raise ValueError(f"freeze: scale and shift are for a whole network that starts with its stem: {reason}")
-    copied = copy.deepcopy(model)
+    computed = computed_attributes(model)
+    copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
     reasons: list[str] = []
     if not _freeze_children(copied, reasons):
         known = [] if "no known" in reason and reasons else [reason]
@@ -173,7 +176,10 @@ def _scale_and_shift(scale: Any, shift: Any) -> tuple[Tensor | None, Tensor | No
         return None, None
     found = []
     for name, value in (("scale", scale), ("shift", shift)):
-        tensor = torch.as_tensor(value, dtype=torch.float32, device="cpu")
+        try:
+            tensor = torch.as_tensor(value, dtype=torch.float32, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"freeze: {name} must be a tensor or numbers, got {value!r:.60}") from None
         if tensor.dim() != 1:
             raise ValueError(f"freeze: {name} must have a value for each input channel, got {list(tensor.shape)}")
         found.append(tensor)

@@ -69,6 +69,12 @@ def parts_of(description: Description) -> tuple[list[Any], list[Any], list[Any]]
     return convs, norms, layers
 
 
+def computed_attributes(model: nn.Module) -> list[Tensor]:
+    """The tensors that are attributes of modules and results of a computation that autograd knows."""
+    values = [value for module in model.modules() for value in module.__dict__.values()]
+    return [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
+
+
 def modules_below(root: nn.Module) -> list[nn.Module]:
     """All modules inside of one: what takes part in a block."""
     return [module for module in root.modules() if module is not root]

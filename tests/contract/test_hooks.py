@@ -154,6 +154,7 @@ CHANGES: dict[str, tuple[Callable[[nn.Module], Any], bool]] = {
     ),
     "spectral norm": (lambda m: parametrizations.spectral_norm(inside(m, "convolution")), False),
     "spectral norm, old": (lambda m: nn.utils.spectral_norm(inside(m, "convolution")), False),
+    "weight norm, old": (lambda m: nn.utils.weight_norm(inside(m, "convolution")).weight_g.data.mul_(1.5), False),
     "weight norm": (lambda m: parametrizations.weight_norm(inside(m, "convolution")), False),
     "parametrization removed": (
         lambda m: (
@@ -188,6 +189,25 @@ def test_one_block_falls_back_where_it_must(change: str, ran_before: bool) -> No
     assert_same_as_stock(model)
     assert fallbacks(model) == ([] if stays_fused else ["features.5"])
     assert fused_parts(model) == (PARTS if stays_fused else PARTS - 1)
+
+
+@pytest.mark.parametrize("change", ["pruning", "pruning, structured", "spectral norm, old", "weight norm, old"])
+def test_a_changed_model_can_be_accelerated(change: str) -> None:
+    """In a copy, too, though it keeps a result of autograd as an attribute, which deepcopy refuses."""
+    model = mnv3_fast.restore(accelerated())
+    torch.manual_seed(0)
+    CHANGES[change][0](model)
+    model.eval()
+    model(X)
+    fast = mnv3_fast.accelerate(model)
+    assert fast.features[5].block[0][0] is not model.features[5].block[0][0]
+    assert all(a is b for a, b in zip(fast.parameters(), model.parameters(), strict=True))
+    assert testing.relative_error(fast(X), model(X)) <= testing.NET_LIMIT
+    with torch.no_grad():
+        for parameter in model.features[5].parameters():
+            parameter.mul_(1.5)
+    assert testing.relative_error(fast(X), model(X)) <= testing.NET_LIMIT
+    assert fallbacks(fast) == ["features.5"]
 
 
 def frozen_norms(model: nn.Module) -> None:

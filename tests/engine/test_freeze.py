@@ -10,6 +10,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import mnv3_fast
 from mnv3_fast import testing
@@ -130,6 +131,17 @@ def test_bad_arguments() -> None:
         mnv3_fast.freeze(cached_parity_model("small"), dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="freeze: nothing in Linear can be frozen"):
         mnv3_fast.freeze(nn.Linear(2, 2).eval())
+    for scale in (["a", "b", "c"], {}, [[1], [1, 2]]):
+        with pytest.raises(TypeError, match="freeze: scale must be a tensor or numbers, got"):
+            mnv3_fast.freeze(cached_parity_model("small"), scale=scale, shift=[0, 0, 0])
+
+
+def test_a_pruned_network_is_refused_with_the_reason() -> None:
+    """Pruning keeps a result of autograd as an attribute, which deepcopy refuses."""
+    model = copy.deepcopy(cached_parity_model("small"))
+    prune.l1_unstructured(model.features[5].block[0][0], "weight", 0.5)
+    with pytest.raises(ValueError, match=r"freeze: .*features.5.block.0.0 has a hook, which an engine would not call"):
+        mnv3_fast.freeze(model)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +154,7 @@ def test_bad_arguments() -> None:
         (X[:, :, :0], ValueError, r"Engine: input must have at least one pixel, got \[2, 3, 0, 64\]"),
         (X.to("meta"), ValueError, "Engine: input must be on cpu as the engine is, got meta"),
         (X.to_sparse(), TypeError, r"Engine: input must be a dense \(strided\) tensor, got layout torch.sparse_coo"),
+        (torch.nested.nested_tensor(list(X)), TypeError, r"Engine: input must be a dense .* tensor, got a nested one"),
         (X.clone().requires_grad_(), RuntimeError, "Engine: an engine is for inference and the input requires grad"),
     ],
 )
