@@ -97,7 +97,7 @@ def shown(predictions: Iterator[Prediction], count: int) -> Iterator[Prediction]
         yield from predictions
         return
     columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors) as progress:
+    with Progress(*columns, console=errors, redirect_stdout=False) as progress:  # the results go where they go
         yield from progress.track(predictions, total=count)
 
 
