@@ -39,7 +39,15 @@ class DataPreprocessor(nn.Module):
         return self.scale.device
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised, float32, on the model's device."""
+        """Normalised, float32, on the model's device.
+
+        Raises:
+            TypeError, ValueError: for anything but images [N, 3, H, W].
+        """
+        if not isinstance(images, Tensor):
+            raise TypeError(f"data_preprocessor: images must be a Tensor [N, 3, H, W], got {type(images).__name__}")
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"data_preprocessor: images must be [N, 3, H, W], got {list(images.shape)}")
         return images.to(self.device) * self.scale + self.shift
 
 
@@ -149,7 +157,8 @@ def inference_model(model: ImageClassifier, image: Any) -> dict[str, Any]:
 
     Raises:
         TypeError: if the model is none of :func:`init_model`, or the image is of another type.
-        ValueError: for a model in training mode, or an image that cannot be read.
+        ValueError: for a model in training mode or with more or fewer outputs than names in its ``classes``, or an
+            image that cannot be read.
     """
     if not isinstance(model, ImageClassifier):
         raise TypeError(f"inference_model: model must come from init_model, got {type(model).__name__}")
@@ -157,6 +166,10 @@ def inference_model(model: ImageClassifier, image: Any) -> dict[str, Any]:
         raise ValueError("inference_model: the model is in training mode; call model.eval() first")
     batch = image_of(image, model.variant.preprocessing).unsqueeze(0)
     scores = model(model.data_preprocessor(batch)).softmax(1)[0].cpu().numpy()
+    if len(scores) != len(model.classes):
+        raise ValueError(
+            f"inference_model: the model has {len(scores)} outputs and {len(model.classes)} names; set model.classes"
+        )
     label = int(np.argmax(scores))
     return {
         "pred_scores": scores,

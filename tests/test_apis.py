@@ -186,6 +186,34 @@ def test_bad_input(classifier: ImageClassifier, tmp_path: Path) -> None:
             call()
 
 
+def test_what_the_preprocessor_refuses(classifier: ImageClassifier) -> None:
+    for images, kind, message in (
+        (None, TypeError, r"data_preprocessor: images must be a Tensor \[N, 3, H, W\], got NoneType"),
+        (np.zeros((1, 3, 8, 8)), TypeError, "got ndarray"),
+        (torch.zeros(3), ValueError, r"data_preprocessor: images must be \[N, 3, H, W\], got \[3\]"),
+        (torch.zeros(1, 4, 8, 8), ValueError, r"got \[1, 4, 8, 8\]"),
+    ):
+        with pytest.raises(kind, match=message):
+            classifier.data_preprocessor(images)
+
+
+def test_a_pil_image_whose_file_ends_early(classifier: ImageClassifier, tmp_path: Path) -> None:
+    Image.fromarray(data.cat()).save(tmp_path / "cat.jpg")
+    (tmp_path / "cat.jpg").write_bytes((tmp_path / "cat.jpg").read_bytes()[:9000])
+    with pytest.raises(ValueError, match="the PIL image is damaged: image file is truncated"):
+        inference_model(classifier, Image.open(tmp_path / "cat.jpg"))
+
+
+def test_a_head_with_other_outputs_wants_other_names() -> None:
+    model = init_model("mobilenet-v3-small_8xb16_cifar10")
+    model.network.classifier[3] = torch.nn.Linear(1280, 12)
+    with pytest.raises(ValueError, match="the model has 12 outputs and 10 names; set model.classes"):
+        inference_model(model, data.cat())
+    model.classes = tuple(f"mine {i}" for i in range(12))
+    found = inference_model(model, data.cat())
+    assert found["pred_class"] == f"mine {found['pred_label']}"
+
+
 def test_a_name_of_trained_weights_without_them_is_said() -> None:
     with pytest.warns(UserWarning, match="names trained weights, which are not downloaded unasked"):
         init_model("mobilenet-v3-small-050_3rdparty_in1k")

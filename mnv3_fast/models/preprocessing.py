@@ -94,6 +94,10 @@ def image_of(source: Any, how: Preprocessing) -> Tensor:
             named = str(error) if str(error).startswith(f"{source}: ") else f"{source}: {error}"
             raise BadImage(named) from error
     if isinstance(source, Image.Image):
+        try:
+            source.load()  # PIL reads a file when its pixels are asked for
+        except (OSError, SyntaxError) as error:
+            raise BadImage(f"the PIL image is damaged: {error}") from error
         return prepare(to_rgb(source), how)
     if not isinstance(source, np.ndarray):
         raise TypeError(f"image must be a path, a PIL image or a NumPy array, got {type(source).__name__}")

@@ -221,6 +221,8 @@ def test_classes_of_the_checkpoint(photos: Path, tmp_path: Path) -> None:
         ([*RANDOM, "--batch", "-1"], "--batch must be at least 1, got -1"),
         ([*RANDOM, "--workers", "0"], "--workers must be at least 1, got 0"),
         ([*RANDOM, "--threads", "0"], "--threads must be at least 1, got 0"),
+        ([*RANDOM, "--threads", "100000"], "--threads must be at most 1024, got 100000"),
+        ([*RANDOM, "--batch", str(2**63)], f"--batch must be at most {2**31 - 1}, got {2**63}"),
         ([*RANDOM, "--resume"], "--resume and --overwrite need --output"),
         ([*RANDOM, "--output", "."], "--output . is a folder, a file is wanted"),
     ],
