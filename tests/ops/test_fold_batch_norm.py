@@ -78,6 +78,11 @@ W, NORM = torch.randn(8, 3, 3, 3), (torch.rand(8), torch.randn(8), torch.randn(8
         ),
         ((W, None, (*NORM[:4], -1.0)), ValueError, "fold_batch_norm: batch_norm eps must be at least 0, got -1.0"),
         (
+            (W, None, (*NORM[:4], float("nan"))),
+            ValueError,
+            "fold_batch_norm: batch_norm eps must be at least 0, got nan",
+        ),
+        (
             (W, None, (None, None, None, NORM[3], 1e-3)),
             TypeError,
             "fold_batch_norm: batch_norm running_mean must be a Tensor, got NoneType",
