@@ -33,9 +33,9 @@ void copy_dense(const Tensor& t, float* output) {
   }
 }
 
-void pack_panels(const float* weight, int64_t outputs, int64_t inputs, float* packed, float* padded_bias) {
+void pack_pointwise(const float* weight, int64_t outputs, int64_t inputs, float* packed, float* padded_bias) {
   kernels().fold_batch_norm(
-      {weight, nullptr, nullptr, nullptr, nullptr, nullptr, 0, outputs, inputs, packed, padded_bias, true});
+      {weight, nullptr, nullptr, nullptr, nullptr, nullptr, 0, outputs, inputs, packed, padded_bias, kPointwisePanels});
 }
 
 ConvArguments::ConvArguments(const char* op, Arguments& args, std::size_t first)
@@ -57,10 +57,10 @@ ConvArguments::ConvArguments(const char* op, Arguments& args, std::size_t first)
   if (static_cast<bool>(mean_) != static_cast<bool>(variance_)) fail(op, "bn_mean and bn_var must be given together");
 }
 
-PackedConv ConvArguments::fold(Carver& carver, bool panels) const {
+PackedConv ConvArguments::fold(Carver& carver, Packing packing) const {
   const Tensor* vectors[] = {&bias_, &bn_weight_, &bn_bias_, &mean_, &variance_};
   const float* dense[5] = {};
-  const int64_t padded = panels ? round_up(outputs(), 16) : outputs();
+  const int64_t padded = packing == kDense ? outputs() : round_up(outputs(), 16);
   float* folded_weight = carver.take(padded * inputs());
   float* folded_bias = carver.take(padded);
   float* copy = weight_.is_dense() ? nullptr : carver.take(weight_.numel());
@@ -73,7 +73,7 @@ PackedConv ConvArguments::fold(Carver& carver, bool panels) const {
   if (!folded_weight) return {nullptr, nullptr};
   if (copy) copy_dense(weight_, copy);
   kernels().fold_batch_norm({copy ? copy : weight_.data(), dense[0], dense[1], dense[2], dense[3], dense[4], eps_,
-                             outputs(), inputs(), folded_weight, folded_bias, panels});
+                             outputs(), inputs(), folded_weight, folded_bias, packing});
   std::fill(folded_bias + outputs(), folded_bias + padded, 0.0f);
   return {folded_weight, folded_bias};
 }

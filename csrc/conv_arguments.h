@@ -13,8 +13,8 @@ void expect(const char* op, const char* name, const Tensor& tensor, const std::v
 // Copies a tensor of up to 4 dimensions with any strides into dense memory.
 void copy_dense(const Tensor& tensor, float* output);
 
-// [N][K] -> [ceil(N/16)][K][16], zero padded; writes N zeros to the bias.
-void pack_panels(const float* weight, int64_t outputs, int64_t inputs, float* packed, float* padded_bias);
+// [N][K] -> the panels of a pointwise conv; writes N zeros to the bias.
+void pack_pointwise(const float* weight, int64_t outputs, int64_t inputs, float* packed, float* padded_bias);
 
 struct PackedConv {
   const float *weight, *bias;
@@ -28,10 +28,8 @@ class ConvArguments {
   int64_t outputs() const { return weight_.size(0); }
   int64_t inputs() const { return weight_.numel() / (outputs() ? outputs() : 1); }  // an output's weights
   bool has_batch_norm() const { return static_cast<bool>(mean_); }
-  // BatchNorm folded, as [O][K] and [O] or packed into panels; memory from the carver, which may have none yet (then
-  // sizes only).
-  PackedConv fold(Carver& carver, bool panels) const;
-  PackedConv pack(Carver& carver) const { return fold(carver, true); }
+  // BatchNorm folded and packed; memory from the carver, which may have none yet (then sizes only).
+  PackedConv fold(Carver& carver, Packing packing) const;
 
  private:
   const Tensor &weight_, &bias_, &bn_weight_, &bn_bias_, &mean_, &variance_;

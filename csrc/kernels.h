@@ -2,8 +2,10 @@
 // (csrc/ops/*/binding.cpp and csrc/engine). Sizes and strides count floats. A kernel computes a strip: rows [row_begin,
 // row_end) of one image's output; a whole layer is the strip of all rows.
 //
-// Packed weights are the same for every instruction set: pointwise [ceil(N/16)][K][16], depthwise
-// [ceil(C/16)][kh*kw][16], stem [ceil(N/16)][Cin*kh*kw][16], biases padded to a multiple of 16; padding is zero.
+// Packed weights are the same for every instruction set: panels of 16 channels, depthwise [ceil(C/16)][kh*kw][16], stem
+// [ceil(N/16)][Cin*kh*kw][16], pointwise [ceil(N/16)][K][16]; biases padded to a multiple of 16; padding is zero. A
+// last panel of a pointwise conv with eight channels or fewer is half as long, [ceil(K/2)][16]: float 2j of row i is
+// the weight of input 2i and channel j, float 2j + 1 that of input 2i + 1, so that no lane of a vector is wasted.
 #pragma once
 #include <stdint.h>
 
@@ -14,6 +16,13 @@ namespace mnv3_fast {
 enum Activation : int { kNone = 0, kRelu = 1, kHardswish = 2, kHardsigmoid = 3, kSigmoid = 4 };
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Whether the last panel of a pointwise weight is packed by pairs of inputs, and how many floats that weight has.
+constexpr bool ends_in_pairs(int64_t outputs) { return (outputs - 1) % 16 < 8; }
+constexpr int64_t pointwise_floats(int64_t inputs, int64_t outputs) {
+  const int64_t panels = round_up(outputs, 16) * inputs;
+  return ends_in_pairs(outputs) ? panels - 16 * inputs + 8 * round_up(inputs, 2) : panels;
+}
 
 // Bounds of the kernels' tables of row pointers; the callers check them.
 constexpr int64_t kMostKernelRows = 64;
@@ -41,6 +50,10 @@ struct Source {
   int64_t row_stride, pixel_stride, channel_stride;
 };
 
+// How a weight is written: as [O][K], in panels, or in panels as a pointwise conv wants them; zeros to the end of the
+// last.
+enum Packing : int { kDense, kPanels, kPointwisePanels };
+
 // weight[o, :] *= s[o], bias[o] = (bias[o] - mean[o]) * s[o] + bn_bias[o], s = bn_weight / sqrt(var + eps), in fp64.
 struct FoldBatchNorm {
   const float *weight, *bias, *bn_weight, *bn_bias, *bn_mean,
@@ -48,7 +61,7 @@ struct FoldBatchNorm {
   double eps;
   int64_t channels, per_channel;  // weight is [channels][per_channel], dense
   float *folded_weight, *folded_bias;
-  bool panels;  // write the weight as panels [ceil(channels/16)][per_channel][16], and zeros to the end of the last
+  Packing packing;
 };
 
 // Weights that are read later. While a 1x1 conv computes it pulls them towards L2, a line for each k: the units are
@@ -176,14 +189,14 @@ struct BlockRows {
   float* scratch;  // block_rows_scratch(block) floats
 };
 inline int64_t block_rows_scratch(const Block& b) {
-  return hidden_blocks(b) * ring_floats(b) + zero_floats(b) + b.output_w * round_up(b.hidden, kHiddenBlock);
+  return hidden_blocks(b) * ring_floats(b) + zero_floats(b) + b.output_w * round_up(b.hidden, 16);
 }
 // expand and depthwise of output rows [row_begin, row_end), panels [panel_begin, panel_end) of the hidden channels,
-// into a map [H*W][round_up(hidden, 32)] and channel means, or where not all rows are asked for the sums of each row.
+// into a map [H*W][round_up(hidden, 16)] and channel means, or where not all rows are asked for the sums of each row.
 struct BlockChannels {
   Block block;
   int64_t panel_begin, panel_end, row_begin, row_end;
-  float *map, *means, *row_sums;  // row_sums: [output_h][round_up(hidden, 32)], or null for means
+  float *map, *means, *row_sums;  // row_sums: [output_h][round_up(hidden, 16)], or null for means
   float* scratch;                 // block_channels_scratch(block) floats
 };
 inline int64_t block_channels_scratch(const Block& b) { return ring_floats(b) + zero_floats(b); }

@@ -53,7 +53,7 @@ Grouping group(const Plan& plan, Shape shape, int64_t images) {
       const Node& node = plan.nodes[i];
       const Shape out = output_shape(node, in);
       if (i > 0 && node.kind == kBlockNode && node.block.squeeze) {  // node 0 reads images as they came
-        const int64_t hidden = out.pixels() * round_up(node.block.hidden, kHiddenBlock);
+        const int64_t hidden = out.pixels() * round_up(node.block.hidden, 16);
         const bool gains_here = n * hidden <= kGroupFloats && weights(node.block) >= 4 * hidden;
         if (gains_here && !gains) first = i;
         gains = gains_here;
@@ -77,7 +77,7 @@ Sizes measure(const Plan& plan, Shape shape, const Grouping& grouping) {
       s.scratch = std::max(s.scratch, stem_scratch(node.stem.window, node.stem.inputs, out.width));
     } else if (node.kind == kBlockNode) {
       const Block b = block_of(node.block, shape, out, nullptr, nullptr, nullptr);
-      const int64_t stride = round_up(b.hidden, kHiddenBlock);
+      const int64_t stride = round_up(b.hidden, 16);
       s.hidden = std::max(s.hidden, images * out.pixels() * stride);
       s.vector = std::max(s.vector, images * stride);
       s.row_sums = std::max(s.row_sums, out.height * stride);

@@ -120,7 +120,7 @@ void mean_of_rows(const float* sums, int64_t rows, int64_t stride, int64_t count
 // The expand and depthwise convs of `images` images into their hidden maps, and the channel means.
 template <class BlockOf>
 void run_hidden(const BlockNode& node, int64_t images, Shape out, const BlockOf& block, const Team& team) {
-  const int64_t stride = round_up(node.hidden, kHiddenBlock), panels = round_up(node.hidden, 16) / 16;
+  const int64_t stride = round_up(node.hidden, 16), panels = round_up(node.hidden, 16) / 16;
   if (shares_rows(node, out, team)) {
     team.split(out.height, 1, [&](int64_t begin, int64_t end) {
       kernels().block_channels({block(0), 0, panels, begin, end, team.hidden, team.means, team.row_sums, team.scratch});
@@ -144,7 +144,7 @@ void run_hidden(const BlockNode& node, int64_t images, Shape out, const BlockOf&
 
 // The gates of `images` images from their channel means.
 void run_gate(const BlockNode& node, int64_t images, const Team& team) {
-  const int64_t means_stride = round_up(node.hidden, kHiddenBlock), squeeze_stride = round_up(node.squeeze, 16);
+  const int64_t means_stride = round_up(node.hidden, 16), squeeze_stride = round_up(node.squeeze, 16);
   const LinearNode fc1 = {node.hidden, node.squeeze, node.squeeze_activation, node.fc1_weight, node.fc1_bias};
   const LinearNode fc2 = {node.squeeze, node.hidden, node.gate, node.fc2_weight, node.fc2_bias};
   run_linear(fc1, images, team.means, means_stride, team.squeeze, squeeze_stride, fc1.activation, 0, team);
@@ -173,7 +173,7 @@ void run_block(const BlockNode& node, int64_t images, Shape in, Shape out, const
   if (node.squeeze) run_gate(node, images, team);
   team.fetch_meanwhile(next);
   const float* gate = node.squeeze ? team.gate : nullptr;
-  const int64_t stride = round_up(node.hidden, kHiddenBlock);
+  const int64_t stride = round_up(node.hidden, 16);
   int64_t hidden_stride = stride;
   if (images > 1 && gate) {  // each has a gate of its own
     for (int64_t i = 0; i < images; i++)

@@ -8,7 +8,7 @@ namespace mnv3_fast {
 namespace {
 
 constexpr int64_t kMagic = 0x4e414c5033564e4d;  // "MNV3PLAN"
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;
 constexpr int64_t kHeaderWords = 16, kNodeWords = 48;
 constexpr int64_t kMostNodes = 4096, kMostChannels = 1 << 20, kMostTaps = 64;
 
@@ -47,6 +47,9 @@ class Words {
   }
   const float* panels(int64_t i, int64_t inputs, int64_t outputs, const char* what) const {
     return floats(i, round_up(outputs, 16) * inputs, what);
+  }
+  const float* pointwise(int64_t i, int64_t inputs, int64_t outputs, const char* what) const {
+    return floats(i, pointwise_floats(inputs, outputs), what);
   }
   Window window(int64_t i) const {
     Window w;
@@ -89,7 +92,7 @@ BlockNode read_block(const Words& n) {
   b.outputs = n.channels(3, "the number of output channels");
   b.window = n.window(4);
   if (n.flag(14)) {
-    b.expand_weight = n.panels(22, b.inputs, b.hidden, "an expand weight");
+    b.expand_weight = n.pointwise(22, b.inputs, b.hidden, "an expand weight");
     b.expand_bias = n.panels(23, 1, b.hidden, "an expand bias");
   } else if (b.inputs != b.hidden) {
     corrupt("a block without expansion changes the number of channels");
@@ -103,12 +106,12 @@ BlockNode read_block(const Words& n) {
     b.squeeze_activation = n.activation(18);
     b.gate = n.between(19, 0, 1, "a gate") ? kSigmoid : kHardsigmoid;
     b.slope = n.real(20);
-    b.fc1_weight = n.panels(26, b.hidden, b.squeeze, "a squeeze weight");
+    b.fc1_weight = n.pointwise(26, b.hidden, b.squeeze, "a squeeze weight");
     b.fc1_bias = n.panels(27, 1, b.squeeze, "a squeeze bias");
-    b.fc2_weight = n.panels(28, b.squeeze, b.hidden, "an excite weight");
+    b.fc2_weight = n.pointwise(28, b.squeeze, b.hidden, "an excite weight");
     b.fc2_bias = n.panels(29, 1, b.hidden, "an excite bias");
   }
-  b.project_weight = n.panels(30, b.hidden, b.outputs, "a project weight");
+  b.project_weight = n.pointwise(30, b.hidden, b.outputs, "a project weight");
   b.project_bias = n.panels(31, 1, b.outputs, "a project bias");
   b.project_activation = n.activation(32);
   b.residual = n.flag(21);
@@ -127,7 +130,7 @@ LinearNode read_linear(const Words& n) {
   l.inputs = n.channels(1, "the number of inputs");
   l.outputs = n.channels(2, "the number of outputs");
   l.activation = n.activation(3);
-  l.weight = n.panels(4, l.inputs, l.outputs, "a weight");
+  l.weight = n.pointwise(4, l.inputs, l.outputs, "a weight");
   l.bias = n.panels(5, 1, l.outputs, "a bias");
   return l;
 }
@@ -162,7 +165,8 @@ Plan read_plan(const uint8_t* data, int64_t bytes) {
   const Words header(data, bytes, 0);
   if (header.word(0) != kMagic) corrupt("it does not start with MNV3PLAN");
   if (header.word(1) != kVersion)
-    corrupt("it has version " + std::to_string(header.word(1)) + ", this build reads version 1");
+    corrupt("it has version " + std::to_string(header.word(1)) + ", this build reads version " +
+            std::to_string(kVersion));
   if (header.word(2) != bytes) corrupt("it has another size than its header says");
   const int64_t count = header.between(3, 1, kMostNodes, "the number of nodes");
   if (kHeaderWords * 8 + count * kNodeWords * 8 > bytes) corrupt("its table of nodes is cut off");

@@ -152,16 +152,6 @@ MNV3_INLINE void store_first(float* p, Vec<L> v, int64_t n) {
   __builtin_memcpy(p, &v, (n < 0 ? 0 : n > L ? L : n) * sizeof(float));
 }
 
-// The lower eight lanes of sixteen.
-#if defined(MNV3_ISA_AVX512)
-MNV3_INLINE Vec<8> lower_half(Vec<16> v) { return (Vec<8>)_mm512_castps512_ps256((__m512)v); }
-#else
-template <class V>
-MNV3_INLINE Vec<8> lower_half(V) {  // vectors of sixteen exist with AVX-512 alone
-  return Vec<8>{};
-}
-#endif
-
 // A tile in registers to `columns` channels of Rows pixels. Whole vectors are the rule, so they are decided on once.
 // No loop over the tile may stay a loop: an index that is not a constant would put the whole tile into memory.
 template <int L, int Rows, int Vectors>
@@ -172,12 +162,15 @@ MNV3_INLINE void store_tile(float* p, int64_t stride, int64_t columns, const Vec
     return;
   }
   if (columns <= 0) return;  // lanes past the last channel
+#if defined(MNV3_ISA_AVX512)
   if constexpr (L == 16 && Vectors == 1) {
     if (columns == 8) {
-      MNV3_UNROLL for (int i = 0; i < Rows; i++) store<8>(p + i * stride, lower_half(tile[i][0]));
+      MNV3_UNROLL for (int i = 0; i < Rows; i++)
+          _mm256_storeu_ps(p + i * stride, _mm512_castps512_ps256((__m512)tile[i][0]));
       return;
     }
   }
+#endif
   float copy[Rows][Vectors * L];
   MNV3_UNROLL for (int i = 0; i < Rows; i++) MNV3_UNROLL for (int v = 0; v < Vectors; v++)
       store<L>(copy[i] + v * L, tile[i][v]);

@@ -6,8 +6,9 @@ methods), then float32 data, each
 array on a 64-byte boundary. Offsets count bytes from the start. The packed layouts are the same for every instruction
 set, so a plan moves between machines as it is:
 
-- 1x1 convolutions and linear layers ``[ceil(N/16)][K][16]``, depthwise ``[ceil(C/16)][kh*kw][16]``,
-  stem ``[ceil(N/16)][Cin*kh*kw][16]``; biases padded to a multiple of 16; padding is zero.
+- 1x1 convolutions and linear layers ``[ceil(N/16)][K][16]``, a last panel of eight channels or fewer
+  ``[ceil(K/2)][8][2]``; depthwise ``[ceil(C/16)][kh*kw][16]``, stem ``[ceil(N/16)][Cin*kh*kw][16]``; biases padded to a
+  multiple of 16; padding is zero.
 
 ``csrc/engine/plan.cpp`` reads it and checks every word.
 """
@@ -28,7 +29,7 @@ from mnv3_fast.ops.fold_batch_norm.reference import fold_batch_norm
 from mnv3_fast.ops.inverted_residual.layout import Layer, unflatten
 
 MAGIC = int.from_bytes(b"MNV3PLAN", "little")
-VERSION = 1
+VERSION = 2
 HEADER_WORDS = 16
 NODE_WORDS = 48
 PANEL = 16
@@ -39,6 +40,38 @@ def pack_panels(weight: Tensor) -> Tensor:
     outputs, inputs = weight.shape
     padded = functional.pad(weight.detach().float(), (0, 0, 0, -outputs % PANEL))
     return padded.view(-1, PANEL, inputs).transpose(1, 2).contiguous()
+
+
+def pack_pointwise(weight: Tensor) -> Tensor:
+    """The weight ``[N, K]`` of a 1x1 convolution or linear layer, flat: panels, the last one by pairs if it is half."""
+    outputs, inputs = weight.shape
+    if not ends_in_pairs(outputs):
+        return pack_panels(weight).flatten()
+    whole = outputs // PANEL * PANEL
+    last = functional.pad(weight[whole:].detach().float(), (0, inputs % 2, 0, PANEL // 2 - (outputs - whole)))
+    pairs = last.view(PANEL // 2, -1, 2).transpose(0, 1).flatten()
+    return torch.cat([pack_panels(weight[:whole]).flatten(), pairs]) if whole else pairs
+
+
+def unpack_pointwise(packed: Tensor, outputs: int, inputs: int) -> Tensor:
+    """The inverse of :func:`pack_pointwise`: flat -> ``[N, K]``."""
+    if not ends_in_pairs(outputs):
+        return unpack_panels(packed, outputs)
+    whole = outputs // PANEL * PANEL
+    pairs = packed[whole * inputs :].view(-1, PANEL // 2, 2).transpose(0, 1).reshape(PANEL // 2, -1)
+    last = pairs[: outputs - whole, :inputs]
+    return torch.cat([unpack_panels(packed[: whole * inputs], whole), last]) if whole else last
+
+
+def ends_in_pairs(outputs: int) -> bool:
+    """Whether the last panel of a pointwise weight is packed by pairs of inputs."""
+    return (outputs - 1) % PANEL < PANEL // 2
+
+
+def pointwise_floats(inputs: int, outputs: int) -> int:
+    """How many floats :func:`pack_pointwise` makes of a weight."""
+    whole = outputs // PANEL * PANEL * inputs
+    return whole + 8 * (inputs + inputs % 2) if ends_in_pairs(outputs) else -(-outputs // PANEL) * PANEL * inputs
 
 
 def pack_vector(vector: Tensor) -> Tensor:
@@ -112,13 +145,13 @@ class PlanBuilder:
         self._set_window(node, 4, [*depthwise[0].shape[-2:], *spec[5:13]])
         node.data = {24: pack_panels(depthwise[0].flatten(1)), 25: pack_vector(depthwise[1])}
         if expand:
-            node.data |= {22: pack_panels(expand[0].flatten(1)), 23: pack_vector(expand[1])}
+            node.data |= {22: pack_pointwise(expand[0].flatten(1)), 23: pack_vector(expand[1])}
         if block.squeeze_excite:
             fc1_weight, fc1_bias, fc2_weight, fc2_bias = block.squeeze_excite
             node.words[17] = fc1_weight.shape[0]
-            node.data |= {26: pack_panels(fc1_weight.flatten(1)), 27: pack_vector(fc1_bias)}
-            node.data |= {28: pack_panels(fc2_weight.flatten(1)), 29: pack_vector(fc2_bias)}
-        node.data |= {30: pack_panels(project[0].flatten(1)), 31: pack_vector(project[1])}
+            node.data |= {26: pack_pointwise(fc1_weight.flatten(1)), 27: pack_vector(fc1_bias)}
+            node.data |= {28: pack_pointwise(fc2_weight.flatten(1)), 29: pack_vector(fc2_bias)}
+        node.data |= {30: pack_pointwise(project[0].flatten(1)), 31: pack_vector(project[1])}
         self._append(node, outputs)
 
     def add_pointwise(self, weight: Tensor, bias: Tensor, activation: int) -> None:
@@ -190,7 +223,7 @@ def read_plan(plan: Tensor) -> list[Node]:
         raise ValueError("plan: expected one in memory, got one on device meta")
     header = plan[: 8 * HEADER_WORDS].clone().view(torch.int64).tolist()
     if header[0] != MAGIC or header[1] != VERSION or header[2] != plan.numel():
-        raise ValueError("plan: not a plan of version 1, or cut off")
+        raise ValueError("plan: not a plan of version 2, or cut off")
     start = 8 * HEADER_WORDS
     words = plan[start : start + 8 * NODE_WORDS * header[3]].clone().view(torch.int64).view(-1, NODE_WORDS).tolist()
     return [Node(row[0], dict(enumerate(row))) for row in words]
@@ -212,7 +245,7 @@ def _bits(value: float) -> int:
 
 def _linear_node(kind: int, weight: Tensor, bias: Tensor, activation: int) -> Node:
     node = Node(kind, {1: weight.flatten(1).shape[1], 2: weight.shape[0], 3: activation})
-    node.data = {4: pack_panels(weight.flatten(1)), 5: pack_vector(bias)}
+    node.data = {4: pack_pointwise(weight.flatten(1)), 5: pack_vector(bias)}
     return node
 
 

@@ -10,9 +10,11 @@ from mnv3_fast.engine.kinds import BLOCK, LINEAR, POINTWISE, POOL, STEM
 from mnv3_fast.engine.plan import (
     Node,
     floats_at,
+    pointwise_floats,
     read_plan,
     slope_of,
     unpack_panels,
+    unpack_pointwise,
 )
 from mnv3_fast.ops.elements import activate
 from mnv3_fast.ops.squeeze_excite_gate.reference import squeeze_excite_gate
@@ -30,6 +32,11 @@ def run_plan(input: Tensor, plan: Tensor, geometry: list[int], dtype: torch.dtyp
 def _panels(plan: Tensor, offset: int, outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
     padded = -(-outputs // 16) * 16
     return unpack_panels(floats_at(plan, offset, padded * inputs), outputs).to(dtype)
+
+
+def _weight(plan: Tensor, offset: int, outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
+    packed = floats_at(plan, offset, pointwise_floats(inputs, outputs))
+    return unpack_pointwise(packed, outputs, inputs).to(dtype)
 
 
 def _vector(plan: Tensor, offset: int, size: int, dtype: torch.dtype) -> Tensor:
@@ -59,24 +66,24 @@ def _block(node: Node, plan: Tensor, x: Tensor) -> Tensor:
     window = [words[4 + i] for i in range(10)]
     y = x
     if words[14]:
-        weight = _panels(plan, words[22], hidden, inputs, dtype)[:, :, None, None]
+        weight = _weight(plan, words[22], hidden, inputs, dtype)[:, :, None, None]
         y = activate(functional.conv2d(y, weight, _vector(plan, words[23], hidden, dtype)), words[15])
     weight = _panels(plan, words[24], hidden, window[0] * window[1], dtype).view(hidden, 1, window[0], window[1])
     y = activate(_convolve(y, weight, _vector(plan, words[25], hidden, dtype), window, hidden), words[16])
     squeeze = words[17]
     if squeeze:
-        fc1 = _panels(plan, words[26], squeeze, hidden, dtype), _vector(plan, words[27], squeeze, dtype)
-        fc2 = _panels(plan, words[28], hidden, squeeze, dtype), _vector(plan, words[29], hidden, dtype)
+        fc1 = _weight(plan, words[26], squeeze, hidden, dtype), _vector(plan, words[27], squeeze, dtype)
+        fc2 = _weight(plan, words[28], hidden, squeeze, dtype), _vector(plan, words[29], hidden, dtype)
         gate = squeeze_excite_gate(y.mean((2, 3)), *fc1, *fc2, words[18], words[19], slope_of(node))
         y = y * gate[:, :, None, None]
-    weight = _panels(plan, words[30], outputs, hidden, dtype)[:, :, None, None]
+    weight = _weight(plan, words[30], outputs, hidden, dtype)[:, :, None, None]
     y = activate(functional.conv2d(y, weight, _vector(plan, words[31], outputs, dtype)), words[32])
     return x + y if words[21] else y
 
 
 def _pointwise(node: Node, plan: Tensor, x: Tensor) -> Tensor:
     inputs, outputs = node.words[1], node.words[2]
-    weight = _panels(plan, node.words[4], outputs, inputs, x.dtype)[:, :, None, None]
+    weight = _weight(plan, node.words[4], outputs, inputs, x.dtype)[:, :, None, None]
     bias = _vector(plan, node.words[5], outputs, x.dtype)
     return activate(functional.conv2d(x, weight, bias), node.words[3])
 
@@ -87,5 +94,5 @@ def _pool(node: Node, plan: Tensor, x: Tensor) -> Tensor:
 
 def _linear(node: Node, plan: Tensor, x: Tensor) -> Tensor:
     inputs, outputs = node.words[1], node.words[2]
-    weight = _panels(plan, node.words[4], outputs, inputs, x.dtype)
+    weight = _weight(plan, node.words[4], outputs, inputs, x.dtype)
     return activate(functional.linear(x, weight, _vector(plan, node.words[5], outputs, x.dtype)), node.words[3])

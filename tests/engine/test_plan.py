@@ -8,7 +8,19 @@ import torch
 import mnv3_fast
 from mnv3_fast import testing
 from mnv3_fast.engine import plan as plan_format
-from mnv3_fast.engine.plan import BLOCK, LINEAR, POOL, STEM, PlanBuilder, pack_panels, read_plan, unpack_panels
+from mnv3_fast.engine.plan import (
+    BLOCK,
+    LINEAR,
+    POOL,
+    STEM,
+    PlanBuilder,
+    pack_panels,
+    pack_pointwise,
+    pointwise_floats,
+    read_plan,
+    unpack_panels,
+    unpack_pointwise,
+)
 from mnv3_fast.engine.reference import run_plan
 from tests.models.common import cached_parity_model
 
@@ -90,6 +102,19 @@ def test_packing_is_its_own_inverse() -> None:
         assert torch.equal(unpack_panels(packed.flatten(), n), weight)
 
 
+def test_pairs_hold_two_inputs_side_by_side() -> None:
+    weight = torch.arange(1.0, 16).view(5, 3)
+    assert pack_pointwise(weight).view(2, 8, 2)[:, :5].tolist() == [
+        [[1, 2], [4, 5], [7, 8], [10, 11], [13, 14]],
+        [[3, 0], [6, 0], [9, 0], [12, 0], [15, 0]],
+    ]
+    for n, k in ((1, 1), (8, 2), (9, 3), (16, 3), (17, 5), (24, 7), (25, 4), (40, 8)):
+        weight = torch.randn(n, k)
+        packed = pack_pointwise(weight)
+        assert packed.numel() == pointwise_floats(k, n)
+        assert torch.equal(unpack_pointwise(packed, n, k), weight)
+
+
 def spoiled(plan: torch.Tensor, word: int, value: int) -> torch.Tensor:
     plan = plan.clone()
     plan[8 * word : 8 * word + 8] = torch.tensor([value], dtype=torch.int64).view(torch.uint8)
@@ -100,7 +125,7 @@ NODE = plan_format.HEADER_WORDS
 BLOCK_NODE = NODE + plan_format.NODE_WORDS
 SPOILS = {
     "magic": (0, 1, "it does not start with MNV3PLAN"),
-    "version": (1, 2, "it has version 2, this build reads version 1"),
+    "version": (1, 1, "it has version 1, this build reads version 2"),
     "size": (2, 100, "it has another size than its header says"),
     "nodes": (3, 10**12, "the number of nodes is 1000000000000"),
     "more nodes": (3, 4000, "its table of nodes is cut off"),
@@ -163,5 +188,5 @@ def test_bad_input(engine: mnv3_fast.Engine) -> None:
                 OP(*args)
     with pytest.raises(ValueError, match="plan: expected a uint8 vector"):
         read_plan(torch.zeros(3))
-    with pytest.raises(ValueError, match="plan: not a plan of version 1, or cut off"):
+    with pytest.raises(ValueError, match="plan: not a plan of version 2, or cut off"):
         read_plan(engine.plan[:-4])

@@ -27,7 +27,7 @@ void run(const Task& t) {
   const int64_t units = images * blocks * strips, chunks = std::min(units, threads);
   const int64_t scratch_floats = round_up(depthwise_scratch(t.window, width), 16), padded = blocks * 16;
   with_memory([&](Carver& carver) {
-    const PackedConv packed = t.conv.pack(carver);
+    const PackedConv packed = t.conv.fold(carver, kPanels);
     float* sums = t.means ? carver.take(images * rows * padded) : nullptr;
     float* scratch = carver.take(scratch_floats * chunks);
     if (!scratch) return;

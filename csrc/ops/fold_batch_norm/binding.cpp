@@ -18,7 +18,7 @@ void fold_batch_norm(StableIValue* stack, uint64_t, uint64_t) {
   }
   Tensor weight = empty_float32(sizes, strides), bias = empty_float32({conv.outputs()}, {1});
   with_memory([&](Carver& carver) {
-    const PackedConv folded = conv.fold(carver, false);
+    const PackedConv folded = conv.fold(carver, kDense);
     if (!folded.weight) return;
     std::copy(folded.weight, folded.weight + weight.numel(), weight.data());
     std::copy(folded.bias, folded.bias + conv.outputs(), bias.data());

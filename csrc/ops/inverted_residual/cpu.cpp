@@ -20,13 +20,13 @@ constexpr int64_t kBlockPanels = kHiddenBlock / kPanel;
 
 HiddenRing hidden_ring(const Block& b, int64_t panel, int64_t panel_end, float* data, float* zeros, int64_t next) {
   const int64_t end = panel + kBlockPanels < panel_end ? panel + kBlockPanels : panel_end;
-  const int64_t row = b.window.pixels(b.output_w) * kHiddenBlock;
-  return {panel, end, {data, zeros, b.window.rows(), row, kHiddenBlock}, next};
+  const int64_t channels = (end - panel) * kPanel;  // pixels lie close: with gaps, half of L1 would stay unused
+  return {panel, end, {data, zeros, b.window.rows(), b.window.pixels(b.output_w) * channels, channels}, next};
 }
 
 void clear_ring(const Block& b, const HiddenRing& state) {
   // Lanes past the last hidden channel are read with the others, so they must hold something harmless.
-  if (state.end * kPanel > b.hidden) clear(state.ring.data, ring_floats(b));
+  if (state.end * kPanel > b.hidden) clear(state.ring.data, state.ring.rows * state.ring.row_floats);
   else clear_borders(state.ring, b.window, b.width, b.window.pixels(b.output_w));
 }
 
@@ -38,14 +38,15 @@ void fill_rows(const Block& b, const HiddenRing& state, NewRows fresh) {
   const int64_t hidden_end = state.end * kPanel < b.hidden ? state.end * kPanel : b.hidden;
   for (int64_t y = fresh.begin; y < fresh.end; y++) {
     const float* input = b.input + y * b.width * b.inputs;
-    float* output = state.ring.row(y) + w.pad_left * kHiddenBlock;
+    float* output = state.ring.row(y) + w.pad_left * state.ring.pixel_floats;
     if (b.expand_weight) {
       pointwise({inner, b.inputs, hidden_end, input, b.inputs, b.expand_weight, b.expand_bias, output - first,
-                 kHiddenBlock, nullptr, 0, nullptr, nullptr, b.expand_activation, 0, state.begin, state.end, b.stream});
+                 state.ring.pixel_floats, nullptr, 0, nullptr, nullptr, b.expand_activation, 0, state.begin, state.end,
+                 b.stream});
     } else {
       for (int64_t c = first; c < hidden_end; c += kPanel) {
         const int64_t channels = hidden_end - c < kPanel ? hidden_end - c : kPanel;
-        gather_pixels(input + c, b.inputs, 1, inner, channels, output + (c - first), kHiddenBlock);
+        gather_pixels(input + c, b.inputs, 1, inner, channels, output + (c - first), state.ring.pixel_floats);
       }
     }
   }
@@ -58,12 +59,12 @@ void hidden_row(const Block& b, int64_t y, HiddenRing& state, float* output, flo
   const NewRows fresh = new_rows(w, y, b.height, state.next);
   fill_rows(b, state, fresh);
   if (fresh.end > state.next) state.next = fresh.end;
-  const int64_t stride = round_up(b.hidden, kHiddenBlock);
+  const int64_t stride = round_up(b.hidden, kPanel);
   for (int64_t panel = state.begin; panel < state.end; panel++) {
     const int64_t c = panel * kPanel, own = c - state.begin * kPanel;
     const float* taps[kMostKernelRows];
     for (int64_t ky = 0; ky < w.kernel_h; ky++) taps[ky] = state.ring.tap(w, y, ky, b.height) + own;
-    depthwise_row({taps, kHiddenBlock, b.output_w, &w, b.depthwise_weight + c * w.kernel_h * w.kernel_w,
+    depthwise_row({taps, state.ring.pixel_floats, b.output_w, &w, b.depthwise_weight + c * w.kernel_h * w.kernel_w,
                    b.depthwise_bias + c, b.depthwise_activation, output + c, stride, kPanel,
                    sums ? sums + own : nullptr});
   }
@@ -74,7 +75,7 @@ void hidden_row(const Block& b, int64_t y, HiddenRing& state, float* output, flo
 void block_rows(const BlockRows& a) {
   record_variant(kInvertedResidual, kThisIsa);
   const Block& b = a.block;
-  const int64_t blocks = hidden_blocks(b), stride = round_up(b.hidden, kHiddenBlock);
+  const int64_t blocks = hidden_blocks(b), stride = round_up(b.hidden, kPanel);
   const int64_t panels = round_up(b.hidden, kPanel) / kPanel;
   float* zeros = a.scratch;
   float* rings = zeros + zero_floats(b);
@@ -102,7 +103,7 @@ void block_rows(const BlockRows& a) {
 void block_channels(const BlockChannels& a) {
   record_variant(kInvertedResidual, kThisIsa);
   const Block& b = a.block;
-  const int64_t stride = round_up(b.hidden, kHiddenBlock);
+  const int64_t stride = round_up(b.hidden, kPanel);
   float* zeros = a.scratch;
   clear(zeros, zero_floats(b));
   for (int64_t panel = a.panel_begin; panel < a.panel_end; panel += kBlockPanels) {

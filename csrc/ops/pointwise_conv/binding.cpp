@@ -72,7 +72,7 @@ void pointwise_conv(StableIValue* stack, uint64_t, uint64_t) {
   Tensor output = empty_map(n, outputs, h, w);
   if (n > 0)
     with_memory([&](Carver& carver) {
-      const PackedConv packed = conv.pack(carver);
+      const PackedConv packed = conv.fold(carver, kPointwisePanels);
       float* gates = gate ? carver.take(n * c) : nullptr;
       float* input_copy = is_dense_map(input) ? nullptr : carver.take(input.numel());
       float* residual_copy = residual && !is_dense_map(residual) ? carver.take(residual.numel()) : nullptr;

@@ -1,11 +1,12 @@
 // 1x1 convolution: output[m, n] = act(sum_k gate[k] input[m, k] weight[n, k] + bias[n]) + residual[m, n].
-// Input and output are [pixels][channels]; weights are panels [ceil(N/16)][K][16]. Bound by the FMA units: a tile of
-// kTileRows pixels x kTilePanels panels keeps its sums in registers, each weight vector is loaded once for kTileRows
-// pixels and each input value once for all of the tile's channels. Every sum runs over the same blocks of k in the same
-// order, whatever the tile, so results depend neither on the number of threads nor on the batch.
-// See mnv3_fast/ops/pointwise_conv/README.md.
+// Input and output are [pixels][channels]; weights are panels [ceil(N/16)][K][16], a last one of eight channels or
+// fewer [ceil(K/2)][16] by pairs of inputs. Bound by the FMA units: a tile of kTileRows pixels x kTilePanels panels
+// keeps its sums in registers, each weight vector is loaded once for kTileRows pixels and each input value once for all
+// of the tile's channels. Every sum runs over the same blocks of k in the same order, whatever the tile, so results
+// depend neither on the number of threads nor on the batch. See mnv3_fast/ops/pointwise_conv/README.md.
 #include "kernels.h"
 #include "simd/activation.h"
+#include "simd/pairs.h"
 #include "simd/vector.h"
 
 namespace mnv3_fast {
@@ -15,12 +16,12 @@ namespace {
 // A sum of more inputs than this is made of blocks: one long chain in float32 loses too much.
 constexpr int64_t kMostInputs = 256;
 
-// A tile of Rows pixels and Vectors * L channels (with Half: and eight of the next panel) over one block of inputs; its
-// panels lie panel_stride apart.
+// A tile of Rows pixels over one block of inputs: some whole panels, which lie panel_stride apart, or a panel by pairs
+// (`pairs`), or one of each.
 struct Tile {
   const float* input;
   int64_t input_stride, inputs;
-  const float *weight, *bias;
+  const float *weight, *pairs, *bias;
   int64_t panel_stride;
   float* output;
   int64_t output_stride, columns;
@@ -36,80 +37,138 @@ struct Tile {
 template <int Rows>
 constexpr int kPointers = (Rows + kRowsAPointer - 1) / kRowsAPointer;
 
-// One k: weight vectors once, then a broadcast for each pixel. Each kRowsAPointer rows share a pointer, from which the
-// stride (in bytes) reaches the others.
-template <bool Half, int Rows, int Vectors, int L>
-MNV3_INLINE void step(const char* const (&row)[kPointers<Rows>], int64_t stride, const float* weight,
-                      int64_t panel_stride, Vec<L> (&sum)[Rows][Vectors], Vec<8> (&half)[Rows][1]) {
-  Vec<L> w[Vectors];
+// Where pixel i of a tile is: each kRowsAPointer rows share a pointer, from which the stride (in bytes) reaches the
+// others.
+template <int Rows>
+MNV3_INLINE const float* pixel_of(const char* const (&row)[kPointers<Rows>], int64_t stride, int i) {
+  return reinterpret_cast<const float*>(row[i / kRowsAPointer] + i % kRowsAPointer * stride);
+}
+
+// Keeps GCC from hoisting sums of rows and stride into registers that the tile needs.
+template <int Rows>
+MNV3_INLINE void pin_rows(const char* (&row)[kPointers<Rows>], int64_t& stride) {
+  MNV3_UNROLL for (int i = 0; i < kPointers<Rows>; i++) MNV3_PIN_INDEX(row[i]);
+  MNV3_PIN_INDEX(stride);
+}
+
+// One k: weight vectors once, then a broadcast for each pixel.
+template <int Rows, int Vectors>
+MNV3_INLINE void step(const char* const (&row)[kPointers<Rows>], int64_t stride, int k, const float* weight,
+                      int64_t panel_stride, Vec<kLanes> (&sum)[Rows][Vectors]) {
+  Vec<kLanes> w[Vectors];
   MNV3_UNROLL for (int v = 0; v < Vectors; v++) {
-    w[v] = load<L>(weight + v * L / kPanel * panel_stride + v * L % kPanel);
+    w[v] = load<kLanes>(weight + v * kLanes / kPanel * panel_stride + v * kLanes % kPanel);
   }
-  Vec<8> half_w;
-  if constexpr (Half) half_w = load<8>(weight + panel_stride);
   MNV3_UNROLL for (int i = 0; i < Rows; i++) {
-    const float* pixel = reinterpret_cast<const float*>(row[i / kRowsAPointer] + i % kRowsAPointer * stride);
+    const float* pixel = pixel_of<Rows>(row, stride, i) + k;
     // Used once: the multiply-add itself broadcasts, at full rate.
-    const Vec<L> x = Vectors > 1 || Half ? broadcast_from<L>(pixel) : broadcast<L>(*pixel);
+    const Vec<kLanes> x = Vectors > 1 ? broadcast_from<kLanes>(pixel) : broadcast<kLanes>(*pixel);
     MNV3_UNROLL for (int v = 0; v < Vectors; v++) { sum[i][v] += x * w[v]; }
-    if constexpr (Half) half[i][0] += lower_half(x) * half_w;
   }
 }
 
-// What comes after the sums over a block of inputs, for the tile's channels from `first` on.
-template <int L, int Rows, int Vectors>
-MNV3_INLINE void finish_tile(const Tile& t, int64_t first, Vec<L> (&sum)[Rows][Vectors]) {
-  const int64_t columns = t.columns - first;
-  float* output = t.output + first;
-  if (!t.first) add_tile<L>(output, t.output_stride, columns, sum);
-  if (!t.last) return store_tile<L>(output, t.output_stride, columns, sum);
-  if (!t.residual) return store_activated<L>(output, t.output_stride, columns, sum, t.activation, t.slope);
-  activate<L>(sum, t.activation, t.slope);
-  add_tile<L>(t.residual + first, t.residual_stride, columns, sum);
-  store_tile<L>(output, t.output_stride, columns, sum);
+// Two k of a panel by pairs: even lanes take the first, odd ones the second. `last`: there is one k alone.
+template <int Rows>
+MNV3_INLINE void step_pairs(const char* const (&row)[kPointers<Rows>], int64_t stride, const float* weight, bool last,
+                            Vec<kLanes> (&sum)[Rows][kPanelVectors]) {
+  Vec<kLanes> w[kPanelVectors];
+  MNV3_UNROLL for (int v = 0; v < kPanelVectors; v++) w[v] = load<kLanes>(weight + v * kLanes);
+  MNV3_UNROLL for (int i = 0; i < Rows; i++) {
+    const float* pixel = pixel_of<Rows>(row, stride, i);
+    const Vec<kLanes> x = last ? broadcast_single_from<kLanes>(pixel) : broadcast_pair_from<kLanes>(pixel);
+    MNV3_UNROLL for (int v = 0; v < kPanelVectors; v++) sum[i][v] += x * w[v];
+  }
 }
 
-template <int Rows, int Vectors, int L, bool Half>
+// What comes after the sums over a block of inputs.
+template <int Rows, int Vectors>
+MNV3_INLINE void finish_tile(const Tile& t, Vec<kLanes> (&sum)[Rows][Vectors]) {
+  if (!t.first) add_tile<kLanes>(t.output, t.output_stride, t.columns, sum);
+  if (!t.last) return store_tile<kLanes>(t.output, t.output_stride, t.columns, sum);
+  if (!t.residual) return store_activated<kLanes>(t.output, t.output_stride, t.columns, sum, t.activation, t.slope);
+  activate<kLanes>(sum, t.activation, t.slope);
+  add_tile<kLanes>(t.residual, t.residual_stride, t.columns, sum);
+  store_tile<kLanes>(t.output, t.output_stride, t.columns, sum);
+}
+
+// The same for a panel by pairs, from channel `first` of the tile on, two pixels at a time. The second of a lone pixel
+// is itself.
+template <int Rows>
+MNV3_INLINE void finish_pairs(const Tile& t, int64_t first, Vec<kLanes> (&sum)[Rows][kPanelVectors]) {
+  with_activation<kLanes>(t.activation, t.slope, [&](auto act) MNV3_ALWAYS {
+    MNV3_UNROLL for (int i = 0; i < Rows; i += 2) MNV3_UNROLL for (int v = 0; v < kPanelVectors; v++) {
+      const int64_t j = i + 1 < Rows ? i + 1 : i, channel = first + v * kLanes / 2, columns = t.columns - channel;
+      float *one = t.output + i * t.output_stride + channel, *other = t.output + j * t.output_stride + channel;
+      Vec<kLanes> y = add_pairs<kLanes>(sum[i][v], sum[j][v]);
+      y += t.first ? load_halves<kLanes>(t.bias + channel, t.bias + channel, kLanes)
+                   : load_halves<kLanes>(one, other, columns);
+      if (t.last) {
+        y = act(y);
+        if (t.residual)
+          y += load_halves<kLanes>(t.residual + i * t.residual_stride + channel,
+                                   t.residual + j * t.residual_stride + channel, columns);
+      }
+      store_halves<kLanes>(one, other, columns, y);
+    }
+  });
+}
+
+// Panels: whole ones, side by side; Pairs: and one by pairs.
+template <int Rows, int Panels, bool Pairs>
 __attribute__((noinline)) void run_tile(const Tile& t) {
-  Vec<8> half[Rows][1];
-  if constexpr (Half) {
-    const Vec<8> bias = t.first ? load<8>(t.bias + kPanel) : Vec<8>{};
-    MNV3_UNROLL for (int i = 0; i < Rows; i++) half[i][0] = bias;
-  }
-  Vec<L> sum[Rows][Vectors];
-  MNV3_UNROLL for (int v = 0; v < Vectors; v++) {
-    const Vec<L> bias = t.first ? load<L>(t.bias + v * L) : Vec<L>{};
+  constexpr int kVectors = Panels * kPanelVectors, kSome = kVectors ? kVectors : 1;
+  Vec<kLanes> sum[Rows][kSome], pair_sum[Rows][kPanelVectors];
+  MNV3_UNROLL for (int v = 0; v < kVectors; v++) {
+    const Vec<kLanes> bias = t.first ? load<kLanes>(t.bias + v * kLanes) : Vec<kLanes>{};
     MNV3_UNROLL for (int i = 0; i < Rows; i++) sum[i][v] = bias;
+  }
+  if constexpr (Pairs) {
+    MNV3_UNROLL for (int v = 0; v < kPanelVectors; v++) MNV3_UNROLL for (int i = 0; i < Rows; i++) pair_sum[i][v] =
+        Vec<kLanes>{};
   }
   const char* row[kPointers<Rows>];
   MNV3_UNROLL for (int i = 0; i < Rows; i += kRowsAPointer) row[i / kRowsAPointer] =
       reinterpret_cast<const char*>(t.input + i * t.input_stride);
-  const float* weight = t.weight;
+  const float *weight = t.weight, *pairs = t.pairs;
   const char* prefetch = t.prefetch;
-  int64_t stride = t.input_stride * 4, panel_stride = t.panel_stride, k = 0;
-  for (; k < t.inputs; k++) {
-    MNV3_UNROLL for (int i = 0; i < kPointers<Rows>; i++) MNV3_PIN_INDEX(row[i]);
-    MNV3_PIN_INDEX(stride);
+  int64_t stride = t.input_stride * 4, panel_stride = t.panel_stride;
+  constexpr int kSteps = Pairs ? 2 : 1;
+  for (int64_t k = kSteps; k <= t.inputs; k += kSteps) {
     if (Rows == 1) {  // one pixel streams the weights from memory
-      MNV3_UNROLL for (int v = 0; v < Vectors; v += kPanelVectors)
-          __builtin_prefetch(weight + v * L / kPanel * panel_stride + 32 * kPanel);
+      MNV3_UNROLL for (int p = 0; p < Panels; p++) __builtin_prefetch(weight + p * panel_stride + 32 * kPanel);
+      if constexpr (Pairs) __builtin_prefetch(pairs + 32 * kPanel);
     } else {
       __builtin_prefetch(prefetch, 0, 2);
       prefetch += t.prefetch_step;
     }
-    step<Half, Rows, Vectors, L>(row, stride, weight, panel_stride, sum, half);
-    MNV3_UNROLL for (int i = 0; i < kPointers<Rows>; i++) row[i] += 4;
-    weight += kPanel;
+    if constexpr (Panels > 0) {
+      MNV3_UNROLL for (int j = 0; j < kSteps; j++, weight += kPanel) {
+        pin_rows<Rows>(row, stride);
+        step<Rows, kVectors>(row, stride, j, weight, panel_stride, sum);
+      }
+    }
+    if constexpr (Pairs) {
+      pin_rows<Rows>(row, stride);
+      step_pairs<Rows>(row, stride, pairs, false, pair_sum);
+      pairs += kPanel;
+    }
+    MNV3_UNROLL for (int i = 0; i < kPointers<Rows>; i++) row[i] += 4 * kSteps;
   }
-  finish_tile<L>(t, 0, sum);
-  if constexpr (Half) finish_tile<8>(t, kPanel, half);
+  if constexpr (Pairs) {
+    if (t.inputs % 2) {
+      if constexpr (Panels > 0) step<Rows, kVectors>(row, stride, 0, weight, panel_stride, sum);
+      step_pairs<Rows>(row, stride, pairs, true, pair_sum);
+    }
+  }
+  if constexpr (Panels > 0) finish_tile(t, sum);
+  if constexpr (Pairs) finish_pairs<Rows>(t, Panels * kPanel, pair_sum);
 }
 
-template <int Vectors, int L, bool Half = false>
+template <int Panels, bool Pairs>
 void run_tile_of(int64_t rows, const Tile& t) {
-#define MNV3_CASE(R)                                                       \
-  case R:                                                                  \
-    if constexpr (R <= kTileRows) return run_tile<R, Vectors, L, Half>(t); \
+#define MNV3_CASE(R)                                                    \
+  case R:                                                               \
+    if constexpr (R <= kTileRows) return run_tile<R, Panels, Pairs>(t); \
     break;
   switch (rows) {
     // clang-format off
@@ -120,22 +179,18 @@ void run_tile_of(int64_t rows, const Tile& t) {
 #undef MNV3_CASE
 }
 
-// Eight channels or fewer of a last panel need half of its lanes.
-constexpr int kHalfLanes = kLanes > 8 ? 8 : kLanes;
-
 void run_panels(int64_t rows, int64_t panels, const Tile& t) {
-  if (rows == 1 && panels == kRowPanels) return run_tile<1, kRowPanels * kPanelVectors, kLanes, false>(t);
+  if (rows == 1 && panels == kRowPanels) return run_tile<1, kRowPanels, false>(t);
   if constexpr (kTilePanels > 1) {
-    if (panels == kTilePanels && t.columns > kPanel + 8)
-      return run_tile_of<kTilePanels * kPanelVectors, kLanes>(rows, t);
-    if (panels == kTilePanels) return run_tile_of<kPanelVectors, kLanes, true>(rows, t);
+    if (panels == kTilePanels)
+      return t.pairs ? run_tile_of<1, true>(rows, t) : run_tile_of<kTilePanels, false>(rows, t);
   }
-  if (t.columns <= 8) return run_tile_of<8 / kHalfLanes, kHalfLanes>(rows, t);
-  run_tile_of<kPanelVectors, kLanes>(rows, t);
+  if (t.pairs) return run_tile_of<0, true>(rows, t);
+  run_tile_of<1, false>(rows, t);
 }
 
-// Lets a tile over `inputs` fetch as many lines of the stream, if it may.
-void fetch(WeightStream* stream, const char* in_use_end, int64_t rows, int64_t inputs, Tile& t) {
+// Lets a tile fetch a line of the stream at each step, if it may.
+void fetch(WeightStream* stream, const char* in_use_end, int64_t rows, Tile& t) {
   t.prefetch = reinterpret_cast<const char*>(t.weight);
   t.prefetch_step = 0;
   if (!stream || rows == 1) return;  // one row alone streams its own weights
@@ -143,30 +198,35 @@ void fetch(WeightStream* stream, const char* in_use_end, int64_t rows, int64_t i
   if (stream->next >= stream->end || (stream->in_order && stream->next >= in_use_end + kAhead)) return;
   t.prefetch = stream->next;
   t.prefetch_step = 64;
-  stream->next += 64 * inputs;
+  stream->next += 64 * (t.pairs ? t.inputs / 2 : t.inputs);
 }
 
 // All blocks of inputs of one tile, in order. The tile comes by reference: a copy would read in vectors what has just
 // been written field by field, which no store can forward.
 void run_blocks(int64_t rows, int64_t panels, int64_t inputs, WeightStream* stream, Tile& t) {
+  const float* weights_end = t.pairs ? t.pairs + (inputs + 1) / 2 * kPanel : t.weight + panels * kPanel * inputs;
+  const auto* in_use_end = reinterpret_cast<const char*>(weights_end);
   if (inputs <= kMostInputs) {
     t.inputs = inputs;
-    fetch(stream, reinterpret_cast<const char*>(t.weight + panels * kPanel * inputs), rows, inputs, t);
+    fetch(stream, in_use_end, rows, t);
     return run_panels(rows, panels, t);
   }
   const int64_t blocks = (inputs + kMostInputs - 1) / kMostInputs;
-  const float *input = t.input, *weight = t.weight;
-  for (int64_t b = 0; b < blocks; b++) {
-    const int64_t begin = inputs * b / blocks;
-    t.inputs = inputs * (b + 1) / blocks - begin;
-    t.input = input + begin;
-    t.weight = weight + begin * kPanel;
+  const Tile whole = t;
+  int64_t begin = 0;
+  for (int64_t b = 0; b < blocks; b++, begin += t.inputs) {
+    const int64_t end = b == blocks - 1 ? inputs : inputs * (b + 1) / blocks & ~int64_t{1};  // pairs stay together
+    t.inputs = end - begin;
+    t.input = whole.input + begin;
+    t.weight = whole.weight + begin * kPanel;
+    t.pairs = whole.pairs ? whole.pairs + begin / 2 * kPanel : nullptr;
     t.first = b == 0;
     t.last = b == blocks - 1;
-    fetch(stream, reinterpret_cast<const char*>(weight + panels * kPanel * inputs), rows, t.inputs, t);
+    fetch(stream, in_use_end, rows, t);
     run_panels(rows, panels, t);
   }
-  t.weight = weight;
+  t.weight = whole.weight;
+  t.pairs = whole.pairs;
 }
 
 // All panels over `pixels` pixels: a group of panels stays in L1 while the pixels pass.
@@ -176,12 +236,17 @@ void run_strip(const Pointwise& a, const float* input, int64_t input_stride, int
   const int64_t group = pixels == 1 ? kRowPanels : kTilePanels;
   int64_t panels;
   for (int64_t panel = a.panel_begin; panel < a.panel_end; panel += panels) {
-    const int64_t channel = panel * kPanel;
-    panels = panel + group <= a.panel_end ? group : 1;
+    const int64_t channel = panel * kPanel, left = a.outputs - channel;
+    // A tile of several panels may end in one by pairs, a single pixel's may not.
+    const bool side_by_side = group == kTilePanels || left > group * kPanel - kPanel / 2;
+    panels = panel + group <= a.panel_end && side_by_side ? group : 1;
+    const int64_t last = (panels - 1) * kPanel;
+    const bool pairs = left - last <= kPanel / 2;
     Tile t = {input,
               input_stride,
               a.inputs,
               a.weight + channel * a.inputs,
+              pairs ? a.weight + (channel + last) * a.inputs : nullptr,
               a.bias + channel,
               kPanel * a.inputs,
               nullptr,

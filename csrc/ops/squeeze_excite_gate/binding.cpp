@@ -16,7 +16,7 @@ PackedConv pack_layer(const Tensor& weight, const Tensor& bias, Carver& carver) 
   float* packed_bias = carver.take(padded);
   if (!packed) return {nullptr, nullptr};
   if (dense) copy_dense(weight, dense);
-  pack_panels(dense ? dense : weight.data(), outputs, inputs, packed, packed_bias);
+  pack_pointwise(dense ? dense : weight.data(), outputs, inputs, packed, packed_bias);
   std::fill(packed_bias, packed_bias + padded, 0.0f);
   if (bias) copy_dense(bias, packed_bias);
   return {packed, packed_bias};

@@ -17,7 +17,7 @@ void run(const Tensor& input, const ConvArguments& conv, const Tensor& scale, co
   const int64_t scratch_floats = round_up(stem_scratch(window, channels, width), 16);
   const int64_t chunks = std::min<int64_t>(images * chunks_an_image, std::max<int64_t>(thread_count(), 1));
   with_memory([&](Carver& carver) {
-    const PackedConv packed = conv.pack(carver);
+    const PackedConv packed = conv.fold(carver, kPanels);
     float* scales = scale ? carver.take(channels) : nullptr;
     float* shifts = shift ? carver.take(channels) : nullptr;
     float* scratch = carver.take(scratch_floats * chunks);
