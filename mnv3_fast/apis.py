@@ -123,7 +123,7 @@ def init_model(
         config: a configuration's name, ``mobilenet-v3-small-050_8xb128_in1k``, or its path,
             ``configs/mobilenet_v3/mobilenet-v3-small-050_8xb128_in1k.py``; the file itself is not read.
         checkpoint: a path or a URL, of mmpretrain's or torchvision's names of the parameters; None leaves the random
-            weights of a new network. A URL is downloaded once, into torch's hub folder.
+            weights of a new network, with a warning. A URL is downloaded once, into torch's hub folder.
         device: where the model goes; None is the CPU.
 
     Raises:
@@ -135,9 +135,10 @@ def init_model(
         raise TypeError(f"init_model: config must be a name or a path, got {type(config).__name__}")
     variant = find_variant(PurePosixPath(os.fspath(config).replace("\\", "/")).name.removesuffix(".py"))
     model = ImageClassifier(variant, variant.classes())
-    if checkpoint is None and "3rdparty" in os.fspath(config):
-        words = "init_model: %s names trained weights, which are not downloaded unasked: this model's are random; "
-        warnings.warn(words % os.fspath(config) + "give checkpoint", stacklevel=2)
+    if checkpoint is None:
+        name = os.fspath(config)
+        why = f"{name} names trained weights, which are not downloaded unasked: " if "3rdparty" in name else ""
+        warnings.warn(f"init_model: {why}this model's weights are random; give checkpoint", stacklevel=2)
     if checkpoint is not None:
         model.classes = classes_of(load_into(model.network, checkpoint), variant.num_classes) or model.classes
     return model.to(device).eval()

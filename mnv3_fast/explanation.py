@@ -75,14 +75,15 @@ class Row:
 class Explanation:
     """The rows of a model, and how many of them run on our kernels.
 
-    ``networks`` are the networks that run as one plan in inference once nothing has changed for two calls, by their
-    paths, each with the microseconds of a call that are not the kernels' (None without an input); ``divided`` are those
-    that run part by part, with the reason.
+    ``networks`` are those that run as one plan in inference once nothing has changed for two calls, by their paths,
+    each with the microseconds of a call that are not the kernels' (None without an input); ``divided`` those that run
+    part by part, with the reason; ``threads`` those of torch that the times were taken with.
     """
 
     rows: list[Row]
     networks: dict[str, float | None] = field(default_factory=dict)
     divided: dict[str, str] = field(default_factory=dict)
+    threads: int = 1
 
     @property
     def fused(self) -> int:
@@ -100,6 +101,8 @@ class Explanation:
             lines.append("no block of torchvision's or timm's MobileNetV3 and no engine inside: all of it is torch's")
         lines.append(f"{self.fused} on fused kernels, {len(self.fallbacks)} on torch")
         shares = [row.percent_of_call for row in self.rows if row.percent_of_call is not None]
+        if any(row.milliseconds is not None for row in self.rows):
+            lines.append(f"times with {self.threads} thread{'s'[: self.threads > 1]}")
         if shares:
             lines.append(f"engine layers: {sum(shares):.1f}% of the time of their calls")
         for path, overhead in self.networks.items():
@@ -127,6 +130,8 @@ def explain(model: nn.Module, input: Tensor | None = None) -> Explanation:
     ours = isinstance(model, (Fused, FusedNet, FusedStem, Engine))
     if ours and not (input is None or isinstance(input, Tensor)):
         raise TypeError(f"explain: input must be a Tensor, got {type(input).__name__}")
+    if ours and input is not None and not (isinstance(model, Engine) or input.is_floating_point()):
+        raise TypeError(f"explain: input must be float32, got {input.dtype}; only an engine takes uint8")
     swaps, _ = swaps_for(model)
     inputs = _inputs(model, input)
     networks, divided = {}, {}
@@ -137,7 +142,7 @@ def explain(model: nn.Module, input: Tensor | None = None) -> Explanation:
                 networks[path] = _measured(module, inputs.get(path))[1]
             else:
                 divided[path] = reason
-    return Explanation(list(_rows(model, "", swaps, inputs)), networks, divided)
+    return Explanation(list(_rows(model, "", swaps, inputs)), networks, divided, torch.get_num_threads())
 
 
 def _rows(module: nn.Module, path: str, swaps: dict[type, type[Fused]], inputs: dict[str, Tensor]) -> Iterator[Row]:

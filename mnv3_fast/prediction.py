@@ -42,11 +42,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Classifier:
-    """What it takes to classify files: an engine for uint8 images, how they are prepared, the classes' names."""
+    """What it takes to classify files: an engine for uint8 images, how they are prepared, the classes' names; and what
+    is to stand among the warnings of every image."""
 
     engine: nn.Module
     preprocessing: Preprocessing
     classes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def find_images(sources: Iterable[str]) -> Iterator[str]:
@@ -154,5 +156,5 @@ def _classify(
             continue
         labels, values = next(rows)
         guesses = [Guess(i, classifier.classes[i], value) for i, value in zip(labels, values, strict=True)]
-        found.append(Prediction(path, guesses, warnings))
+        found.append(Prediction(path, guesses, [*classifier.warnings, *warnings]))
     return found

@@ -214,6 +214,11 @@ def test_a_head_with_other_outputs_wants_other_names() -> None:
     assert found["pred_class"] == f"mine {found['pred_label']}"
 
 
+def test_random_weights_are_said() -> None:
+    with pytest.warns(UserWarning, match="init_model: this model's weights are random; give checkpoint"):
+        init_model("mobilenet-v3-small-050_8xb128_in1k")
+
+
 def test_a_name_of_trained_weights_without_them_is_said() -> None:
     with pytest.warns(UserWarning, match="names trained weights, which are not downloaded unasked"):
         init_model("mobilenet-v3-small-050_3rdparty_in1k")

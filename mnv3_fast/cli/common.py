@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -74,6 +74,20 @@ def writing(path: Path | str) -> Iterator[None]:
         raise
     except OSError as error:
         fail(f"{path} cannot be written: {error.strerror or error}", NOT_WRITTEN)
+
+
+@contextmanager
+def downloading(url: str) -> Iterator[None]:
+    """Around what may download: torch says so on stdout, where a program reads our results.
+
+    Raises:
+        OSError: naming the address, where it cannot be had.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except OSError as error:
+        raise OSError(f"{url} could not be downloaded: {getattr(error, 'reason', error)}") from error
 
 
 def write_json(path: Path, value: Any) -> None:

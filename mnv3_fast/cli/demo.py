@@ -16,6 +16,7 @@ from mnv3_fast.cli.common import (
     check_output,
     check_positive,
     console,
+    downloading,
     errors,
     fail,
     machine_line,
@@ -115,9 +116,10 @@ def build(net: str, weights: str | None) -> tuple[nn.Module, Any, list[str] | No
         available = ", ".join(w.name for w in torchvision.models.get_model_weights(name))
         fail(f"--weights {weights} does not exist for {name}, available: DEFAULT, {available}")
     try:
-        model = torchvision.models.get_model(name, weights=chosen).eval()
+        with downloading(chosen.url):
+            model = torchvision.models.get_model(name, weights=chosen).eval()
     except OSError as error:
-        fail(f"the weights could not be downloaded: {error}")
+        fail(str(error))
     return model, chosen.transforms(), chosen.meta["categories"]
 
 

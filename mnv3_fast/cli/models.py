@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torchvision
 from torch import nn
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from mnv3_fast.checkpoints import classes_of, load_into
+from mnv3_fast.cli.common import downloading
 from mnv3_fast.engine.freeze import freeze
 from mnv3_fast.models.preprocessing import scale_and_shift
 from mnv3_fast.models.variants import VARIANTS, Preprocessing, build, find_variant
 from mnv3_fast.prediction import Classifier
 
+RANDOM = ("random weights, the classes mean nothing",)
 TORCHVISION = {"large": "mobilenet_v3_large", "small": "mobilenet_v3_small"}
 
 
@@ -31,7 +35,8 @@ def classifier_of(name: str, weights: str | None, checkpoint: str | None) -> Cla
     if checkpoint is not None:
         classes = classes_of(load_into(network, checkpoint), len(classes)) or classes
     scale, shift = scale_and_shift(how)
-    return Classifier(freeze(network.eval(), scale=scale, shift=shift), how, classes)
+    engine = freeze(network.eval(), scale=scale, shift=shift)
+    return Classifier(engine, how, classes, RANDOM if weights == "random" else ())
 
 
 def network_of(name: str, weights: str | None) -> tuple[nn.Module, Preprocessing, tuple[str, ...]]:
@@ -72,7 +77,8 @@ def torchvision_network(name: str, weights: str | None) -> tuple[nn.Module, Prep
             raise ValueError(f"--weights {weights} does not exist for {full}; there are {names}")
         chosen = enum[weights]
         how = chosen.transforms()
-    network = torchvision.models.get_model(full, weights=chosen)
+    with downloading(chosen.url) if chosen is not None else nullcontext():
+        network = torchvision.models.get_model(full, weights=chosen)
     mean, std = (tuple(255 * value for value in values) for values in (how.mean, how.std))
     preprocessing = Preprocessing(how.resize_size[0], how.crop_size[0], how.interpolation.value, mean, std)
     return network, preprocessing, tuple(_IMAGENET_CATEGORIES)

@@ -81,7 +81,7 @@ def run(classifier: Classifier, files: list[str], records: Records, top: int, ba
             if prediction.error is not None:
                 failed += 1
                 say(f"{prediction.path}: {prediction.error}", "red")
-            for warning in prediction.warnings:
+            for warning in prediction.warnings[len(classifier.warnings) :]:  # those of all images were said once
                 say(f"{prediction.path}: {warning}", "yellow")
     return failed
 
@@ -116,6 +116,6 @@ def load_classifier(model: str, weights: str | None, checkpoint: str | None) -> 
         found = classifier_of(model, weights, checkpoint)
     except (ValueError, OSError) as error:
         fail(str(error))
-    if weights == "random":
-        errors.print("weights: random, the classes mean nothing", style="yellow")
+    for warning in found.warnings:
+        errors.print(warning, style="yellow")
     return found

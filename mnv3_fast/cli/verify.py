@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from mnv3_fast.cli.common import MISS, console, print_json, show
+from mnv3_fast.cli.common import MISS, console, errors, print_json, show
 
 EPILOG = """Examples:
 
@@ -20,10 +21,14 @@ Ends with status 0 if everything is equal and every planted fault is found, else
 
 
 def verify(json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
-    """Compare every op and both networks with torch on this machine, planted faults included."""
-    from mnv3_fast.testing.verify import verify_models, verify_ops
+    """Compare every op and both networks with torch on this machine, planted faults included. Takes some minutes."""
+    from mnv3_fast.testing.verify import model_rows, op_rows
 
-    rows = [*verify_ops(), *verify_models()]
+    rows = []
+    for row in itertools.chain(op_rows(), model_rows()):
+        rows.append(row)
+        state = "as it should be" if row.passed else "MISS"
+        errors.print(f"{row.name} {row.instruction_set}".strip() + f": {state}", highlight=False, soft_wrap=True)
     passed = all(row.passed for row in rows)
     if json:
         print_json({"passed": passed, "rows": [dataclasses.asdict(row) for row in rows]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,9 +34,11 @@ class Engine(nn.Module):
         geometry: what the output's shape follows from.
         rest: the modules after the plan.
         source: the class of the frozen model.
+        normalises: whether the plan normalises images as it loads them.
     """
 
     plan: Tensor
+    normalises: bool = False
 
     def __init__(self, plan: Tensor, geometry: list[int], input_channels: int, rest: nn.Module, source: str) -> None:
         super().__init__()
@@ -83,6 +86,9 @@ class Engine(nn.Module):
             raise ValueError(f"Engine: input must have at least one pixel, got {list(input.shape)}")
         if input.device != self.plan.device:
             raise ValueError(f"Engine: input must be on {self.plan.device} as the engine is, got {input.device}")
+        if input.dtype is torch.uint8 and not (self.normalises or torch.compiler.is_compiling()):
+            words = "Engine: uint8 images are taken as numbers from 0 to 255; freeze(scale=, shift=) normalises them"
+            warnings.warn(words, stacklevel=4)
         if input.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 "Engine: an engine is for inference and the input requires grad; use mnv3_fast.accelerate"
@@ -198,7 +204,9 @@ def _engine_of(model: nn.Module, scale: Tensor | None = None, shift: Tensor | No
             raise ValueError(f"freeze: scale and shift must have {channels} values, one a channel, got {counts}")
     plan, geometry = pack_stages(description.stages(), scale, shift)
     rest = [copy.deepcopy(module) for module in description.rest]
-    return Engine(plan, geometry, description.input_channels(), _sequence(rest), type(model).__name__)
+    engine = Engine(plan, geometry, description.input_channels(), _sequence(rest), type(model).__name__)
+    engine.normalises = scale is not None
+    return engine
 
 
 def _check_frozen(model: nn.Module, description: NetDescription) -> None:

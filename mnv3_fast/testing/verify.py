@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -48,9 +49,14 @@ def _on(instruction_set: str) -> AbstractContextManager[None]:
     return nullcontext() if instruction_set == "reference" else _library.force_instruction_set(instruction_set)
 
 
-@torch.no_grad()
 def verify_ops(instruction_set: str | None = None) -> list[Row]:
-    """Each op over its cases, by the rule for ops; then the planted faults.
+    """All of :func:`op_rows`."""
+    return list(op_rows(instruction_set))
+
+
+@torch.no_grad()
+def op_rows(instruction_set: str | None = None) -> Iterator[Row]:
+    """Each op over its cases, by the rule for ops; then the planted faults. Rows as they are found.
 
     Args:
         instruction_set: one of ``mnv3_fast.instruction_sets()``; None for each in turn.
@@ -58,17 +64,15 @@ def verify_ops(instruction_set: str | None = None) -> list[Row]:
     Raises:
         ValueError: for an instruction set that does not exist here.
     """
-    rows = []
     for name in _sets(instruction_set):
-        with _on(name):
-            for op in OPS:
+        for op in OPS:
+            with _on(name):
                 cases = op_cases(op)
                 error = worst(_op_error(case) for case in cases)
-                rows.append(Row(op, name, len(cases), error, 1.0, error <= 1.0))
+            yield Row(op, name, len(cases), error, 1.0, error <= 1.0)
     for fault, planted in OP_FAULTS.items():
         error = _op_error(planted.case, planted.plant)
-        rows.append(Row(f"planted in {fault}", "", 1, error, 1.0, error > 1.0))
-    return rows
+        yield Row(f"planted in {fault}", "", 1, error, 1.0, error > 1.0)
 
 
 def _op_error(case: Case, plant: Plant | None = None) -> float:
@@ -83,9 +87,15 @@ def _op_error(case: Case, plant: Plant | None = None) -> float:
     return worst(errors)
 
 
-@torch.no_grad()
 def verify_models(instruction_set: str | None = None, nets: tuple[str, ...] = NETS) -> list[Row]:
-    """Networks, accelerated and frozen, against torchvision's; then the planted faults, by the same comparison.
+    """All of :func:`model_rows`."""
+    return list(model_rows(instruction_set, nets))
+
+
+@torch.no_grad()
+def model_rows(instruction_set: str | None = None, nets: tuple[str, ...] = NETS) -> Iterator[Row]:
+    """Networks, accelerated and frozen, against torchvision's; then the planted faults, by the same comparison. Rows as
+    they are found.
 
     Args:
         instruction_set: one of ``mnv3_fast.instruction_sets()``; None for each in turn.
@@ -94,7 +104,6 @@ def verify_models(instruction_set: str | None = None, nets: tuple[str, ...] = NE
     Raises:
         ValueError: for an instruction set that does not exist here.
     """
-    rows = []
     for net in nets:
         model = parity_model(net)
         images = [parity_images(2, *size, seed=1) for size in SIZES]
@@ -104,11 +113,10 @@ def verify_models(instruction_set: str | None = None, nets: tuple[str, ...] = NE
                 with _on(name):
                     run = convert(model)
                     error = worst(_net_error(run(x), y) for x, y in zip(images, expected, strict=True))
-                rows.append(Row(f"{net}, {way}", name, len(images), error, NET_LIMIT, error <= NET_LIMIT))
+                yield Row(f"{net}, {way}", name, len(images), error, NET_LIMIT, error <= NET_LIMIT)
         for fault, plant in FAULTS.items():
             error = _net_error(plant(model)(images[0]), expected[0])
-            rows.append(Row(f"{net}, planted: {fault}", "", 1, error, NET_LIMIT, error > NET_LIMIT))
-    return rows
+            yield Row(f"{net}, planted: {fault}", "", 1, error, NET_LIMIT, error > NET_LIMIT)
 
 
 def _net_error(ours: Tensor, theirs: Tensor) -> float:

@@ -88,11 +88,12 @@ def rows(passed: bool) -> list[verification.Row]:
 
 @pytest.mark.parametrize("passed", [True, False])
 def test_verify_ends_with_status_1_on_a_miss(passed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "verify_ops", lambda: rows(True))
-    monkeypatch.setattr(verification, "verify_models", lambda: rows(passed))
+    monkeypatch.setattr(verification, "op_rows", lambda: rows(True))
+    monkeypatch.setattr(verification, "model_rows", lambda: rows(passed))
     result = runner.invoke(app, ["verify"])
     assert result.exit_code == (0 if passed else 1)
-    assert ("MISS" in result.output) is not passed
+    assert ("MISS" in result.stdout) is not passed
+    assert "depthwise_conv avx2: as it should be" in result.stderr  # as soon as it is known
 
 
 def test_verify_computes_what_it_prints() -> None:

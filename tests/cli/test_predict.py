@@ -67,7 +67,7 @@ def test_json_is_what_torchvision_says(photos: Path, expected: dict[str, torch.T
         assert [guess["label"] for guess in record["predictions"]] == labels.tolist()
         np.testing.assert_allclose([g["score"] for g in record["predictions"]], values.numpy(), rtol=1e-4)
         assert record["error"] is None
-        assert record["warnings"] == []
+        assert record["warnings"] == ["random weights, the classes mean nothing"]
     assert found[0]["predictions"][0]["class"]
 
 
@@ -141,7 +141,10 @@ def test_what_looks_wrong_is_said(tmp_path: Path) -> None:
         image.save(tmp_path / name)
     result = runner.invoke(app, ["predict", str(tmp_path), *RANDOM, "--json"])
     assert result.exit_code == 0
-    said = {Path(record["path"]).name: record["warnings"] for record in lines(result.stdout)}
+    of_all = ["random weights, the classes mean nothing"]
+    assert all(record["warnings"][:1] == of_all for record in lines(result.stdout))
+    assert result.stderr.count(of_all[0]) == 1
+    said = {Path(record["path"]).name: record["warnings"][1:] for record in lines(result.stdout)}
     assert said["black.png"] == ["all values lie between 0 and 0"]
     assert "the mean of 0 to 255 is" in said["dark.png"][0]
     assert said["tiny.png"] == ["20 x 20 pixels: enlarged 13 times"]

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import re
+import warnings
 
 import pytest
 import torch
@@ -82,6 +83,19 @@ def test_bytes() -> None:
     engine = mnv3_fast.freeze(cached_parity_model("small"))
     image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     assert torch.equal(engine(image), engine(image.float()))
+
+
+def test_bytes_that_are_not_normalised_are_said() -> None:
+    model = testing.parity_model("small")
+    images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    with pytest.warns(UserWarning, match="Engine: uint8 images are taken as numbers from 0 to 255"):
+        mnv3_fast.freeze(model)(images)
+    normalising = mnv3_fast.freeze(model, scale=[1 / 255] * 3, shift=[0.0] * 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for engine in (normalising, copy.deepcopy(normalising)):
+            engine(images)
+            engine(images.float())
 
 
 def test_an_engine_stays_in_eval_mode() -> None:

@@ -100,6 +100,14 @@ def test_an_input_that_is_no_tensor(kind: Any, x: Any) -> None:
         mnv3_fast.explain(x)
 
 
+def test_images_of_bytes_are_for_engines() -> None:
+    x = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    model = testing.parity_model("small")
+    with pytest.raises(TypeError, match=r"explain: input must be float32, got torch.uint8; only an engine takes uint8"):
+        mnv3_fast.explain(mnv3_fast.accelerate(model), x)
+    assert "times with" in str(mnv3_fast.explain(mnv3_fast.freeze(model), x)) or not mnv3_fast.instruction_sets()
+
+
 def test_a_model_of_ones_own_may_take_other_inputs() -> None:
     class Detector(nn.Module):
         def __init__(self) -> None:
