@@ -102,9 +102,8 @@ class Explanation:
         lines.append(f"{self.fused} on fused kernels, {len(self.fallbacks)} on torch")
         shares = [row.percent_of_call for row in self.rows if row.percent_of_call is not None]
         if any(row.milliseconds is not None for row in self.rows):
-            lines.append(f"times with {self.threads} thread{'s'[: self.threads > 1]}")
-        if shares:
-            lines.append(f"engine layers: {sum(shares):.1f}% of the time of their calls")
+            whole = f"; engine layers: {sum(shares):.1f}% of the time of their calls" if shares else ""
+            lines.append(f"times with {self.threads} thread{'s'[: self.threads > 1]}{whole}")
         for path, overhead in self.networks.items():
             cost = "" if overhead is None else f", {overhead:.0f} us of a call beside the kernels"
             lines.append(f"{path or 'the network'}: one plan in inference{cost}")
