@@ -47,6 +47,7 @@ def test_bench_refuses_a_wrong_result(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "bench.json").exists()
 
 
+@pytest.mark.slow
 def test_demo_on_own_photos(tmp_path: Path) -> None:
     from PIL import Image
 

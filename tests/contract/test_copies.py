@@ -247,6 +247,7 @@ def train_distributed(rank: int, folder: str, accelerate: bool) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_distributed_data_parallel(tmp_path: Path) -> None:
     for accelerate in (False, True):
         multiprocessing.spawn(train_distributed, (str(tmp_path), accelerate), nprocs=2)

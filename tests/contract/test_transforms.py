@@ -59,6 +59,7 @@ def test_export_accelerated(tmp_path: Path) -> None:
     run_elsewhere(tmp_path / "model.pt2", larger, model(larger))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_export_frozen_also_for_another_instruction_set(tmp_path: Path) -> None:
     model = cached_parity_model("small")

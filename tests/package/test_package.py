@@ -66,6 +66,7 @@ def without_extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_without_the_extension(without_extension: Path) -> None:
     code = """
 import logging, io
@@ -117,6 +118,7 @@ def test_impossible_values_raise_at_import(variable: str, value: str, message: s
     assert message in done.stderr
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_environment_is_honoured() -> None:
     code = "import mnv3_fast; print(mnv3_fast.instruction_set(), mnv3_fast.backend())"
