@@ -26,9 +26,6 @@ template <int L>
 MNV3_INLINE Vec<L> broadcast_single_from(const float* p) {
   int64_t floats = 0;
   __builtin_memcpy(&floats, p, sizeof(float));
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-  floats = int64_t(uint64_t(floats) << 32 >> 32 << 32);
-#endif
   return broadcast_pair<L>(floats);
 }
 

@@ -212,21 +212,21 @@ void run_blocks(int64_t rows, int64_t panels, int64_t inputs, WeightStream* stre
     return run_panels(rows, panels, t);
   }
   const int64_t blocks = (inputs + kMostInputs - 1) / kMostInputs;
-  const Tile whole = t;
+  const float *input = t.input, *weight = t.weight, *pairs = t.pairs;
   int64_t begin = 0;
   for (int64_t b = 0; b < blocks; b++, begin += t.inputs) {
     const int64_t end = b == blocks - 1 ? inputs : inputs * (b + 1) / blocks & ~int64_t{1};  // pairs stay together
     t.inputs = end - begin;
-    t.input = whole.input + begin;
-    t.weight = whole.weight + begin * kPanel;
-    t.pairs = whole.pairs ? whole.pairs + begin / 2 * kPanel : nullptr;
+    t.input = input + begin;
+    t.weight = weight + begin * kPanel;
+    t.pairs = pairs ? pairs + begin / 2 * kPanel : nullptr;
     t.first = b == 0;
     t.last = b == blocks - 1;
     fetch(stream, in_use_end, rows, t);
     run_panels(rows, panels, t);
   }
-  t.weight = whole.weight;
-  t.pairs = whole.pairs;
+  t.weight = weight;
+  t.pairs = pairs;
 }
 
 // All panels over `pixels` pixels: a group of panels stays in L1 while the pixels pass.
