@@ -98,15 +98,16 @@ struct Pointwise {
 };
 // Pixels that are worked on at a time: their inputs fit in a part of L2.
 inline int64_t pointwise_strip(int64_t inputs) {
-  const int64_t pixels = 12 * 1024 / (inputs > 0 ? inputs : 1);
-  return pixels < 14 ? 14 : pixels;
+  const int64_t pixels = 24 * 1024 / (inputs > 0 ? inputs : 1);
+  return round_up(pixels < 1 ? 1 : pixels, 14);
 }
 inline int64_t pointwise_scratch(int64_t inputs) { return pointwise_strip(inputs) * inputs; }
 
 // One output row and 16 channels of a depthwise conv; input rows come by address, padded.
 struct DepthwiseRow {
   const float* const* rows;  // kernel_h pointers to the pixel that tap 0 of output pixel 0 reads
-  int64_t pixel_stride, width;
+  int64_t pixel_stride;      // 16 or 32: a ring holds one or two panels
+  int64_t width;
   const Window* window;
   const float *weight, *bias;  // [kernel_h * kernel_w][16], [16]
   int activation;
@@ -188,8 +189,10 @@ struct BlockRows {
   int64_t row_begin, row_end;
   float* scratch;  // block_rows_scratch(block) floats
 };
+// Rows of one hidden block are computed so many at a time while its ring is in L1, and projected together.
+constexpr int64_t kProjectRows = 4;
 inline int64_t block_rows_scratch(const Block& b) {
-  return hidden_blocks(b) * ring_floats(b) + zero_floats(b) + b.output_w * round_up(b.hidden, 16);
+  return hidden_blocks(b) * ring_floats(b) + zero_floats(b) + kProjectRows * b.output_w * round_up(b.hidden, 16);
 }
 // expand and depthwise of output rows [row_begin, row_end), panels [panel_begin, panel_end) of the hidden channels,
 // into a map [H*W][round_up(hidden, 16)] and channel means, or where not all rows are asked for the sums of each row.

@@ -61,41 +61,68 @@ MNV3_INLINE Vec<L> add_pairs(Vec<L> a, Vec<L> b) {
   return sums;
 }
 
-// Up to L / 2 channels of two pixels, as the lower and the upper half of a vector; the missing ones are zero.
+// L / 2 floats each as the lower and the upper half of a vector, never by way of memory: no store forwards to a load
+// twice as wide.
 template <int L>
-MNV3_INLINE Vec<L> load_halves(const float* one, const float* other, int64_t columns) {
-  const int64_t half = columns < 0 ? 0 : columns < L / 2 ? columns : L / 2;
+MNV3_INLINE Vec<L> join_halves(const float* one, const float* other) {
 #if defined(MNV3_ISA_AVX512)
-  if (L == 16 && half == L / 2)
+  if constexpr (L == 16)
     return (Vec<L>)_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(one)), _mm256_loadu_ps(other), 1);
 #endif
-  Vec<L> v = {};
-  if (__builtin_expect(half == L / 2, 1)) {
-    __builtin_memcpy(&v, one, L / 2 * sizeof(float));
-    __builtin_memcpy(reinterpret_cast<float*>(&v) + L / 2, other, L / 2 * sizeof(float));
-  } else {
-    __builtin_memcpy(&v, one, half * sizeof(float));
-    __builtin_memcpy(reinterpret_cast<float*>(&v) + L / 2, other, half * sizeof(float));
+#if defined(__AVX2__)
+  if constexpr (L == 8)
+    return (Vec<L>)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(one)), _mm_loadu_ps(other), 1);
+#endif
+#if defined(__SSE__)
+  if constexpr (L == 4) {
+    const __m128 low = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(one)));
+    return (Vec<L>)_mm_loadh_pi(low, reinterpret_cast<const __m64*>(other));
   }
+#endif
+#if defined(MNV3_ISA_NEON)
+  if constexpr (L == 4) return (Vec<L>)vcombine_f32(vld1_f32(one), vld1_f32(other));
+#endif
+  Vec<L> v;
+  __builtin_memcpy(&v, one, L / 2 * sizeof(float));
+  __builtin_memcpy(reinterpret_cast<float*>(&v) + L / 2, other, L / 2 * sizeof(float));
   return v;
 }
 template <int L>
-MNV3_INLINE void store_halves(float* one, float* other, int64_t columns, Vec<L> v) {
-  const int64_t half = columns < 0 ? 0 : columns < L / 2 ? columns : L / 2;
+MNV3_INLINE void split_halves(float* one, float* other, Vec<L> v) {
 #if defined(MNV3_ISA_AVX512)
-  if (L == 16 && half == L / 2) {
+  if constexpr (L == 16) {
     _mm256_storeu_ps(one, _mm512_castps512_ps256((__m512)v));
     _mm256_storeu_ps(other, _mm512_extractf32x8_ps((__m512)v, 1));
     return;
   }
 #endif
-  if (__builtin_expect(half == L / 2, 1)) {
-    __builtin_memcpy(one, &v, L / 2 * sizeof(float));
-    __builtin_memcpy(other, reinterpret_cast<const float*>(&v) + L / 2, L / 2 * sizeof(float));
-  } else {
-    __builtin_memcpy(one, &v, half * sizeof(float));
-    __builtin_memcpy(other, reinterpret_cast<const float*>(&v) + L / 2, half * sizeof(float));
+#if defined(__AVX2__)
+  if constexpr (L == 8) {
+    _mm_storeu_ps(one, _mm256_castps256_ps128((__m256)v));
+    _mm_storeu_ps(other, _mm256_extractf128_ps((__m256)v, 1));
+    return;
   }
+#endif
+  __builtin_memcpy(one, &v, L / 2 * sizeof(float));
+  __builtin_memcpy(other, reinterpret_cast<const float*>(&v) + L / 2, L / 2 * sizeof(float));
+}
+
+// Up to L / 2 channels of two pixels, as the lower and the upper half of a vector; the missing ones are zero.
+template <int L>
+MNV3_INLINE Vec<L> load_halves(const float* one, const float* other, int64_t columns) {
+  if (__builtin_expect(columns >= L / 2, 1)) return join_halves<L>(one, other);
+  const int64_t half = columns < 0 ? 0 : columns;
+  Vec<L> v = {};
+  __builtin_memcpy(&v, one, half * sizeof(float));
+  __builtin_memcpy(reinterpret_cast<float*>(&v) + L / 2, other, half * sizeof(float));
+  return v;
+}
+template <int L>
+MNV3_INLINE void store_halves(float* one, float* other, int64_t columns, Vec<L> v) {
+  if (__builtin_expect(columns >= L / 2, 1)) return split_halves<L>(one, other, v);
+  const int64_t half = columns < 0 ? 0 : columns;
+  __builtin_memcpy(one, &v, half * sizeof(float));
+  __builtin_memcpy(other, reinterpret_cast<const float*>(&v) + L / 2, half * sizeof(float));
 }
 
 }  // namespace

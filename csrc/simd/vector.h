@@ -49,7 +49,7 @@ constexpr int kTilePixels = 14;  // output pixels of a depthwise tile
 constexpr int kStemPixels = 14;  // and of a stem tile
 #elif defined(MNV3_ISA_AVX2)
 constexpr int kLanes = 8;
-constexpr int kTileRows = 6;
+constexpr int kTileRows = 6;  // 6 x 2 accumulators + 2 weights + 1 broadcast of 16 registers
 constexpr int kTilePanels = 1;
 constexpr int kRowPanels = 4;
 constexpr int kTilePixels = 7;
@@ -73,6 +73,17 @@ constexpr int kStemPixels = 3;
 constexpr int kRowsAPointer = 1;  // rows of a 1x1 conv tile: 31 general registers, and loads that move their pointer
 #else
 constexpr int kRowsAPointer = 3;  // the others are reached by the stride as an index register
+#endif
+#if defined(MNV3_ISA_AVX512) || defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+#if defined(MNV3_ISA_AVX2)
+constexpr int kTallRows =
+    7;  // of a tile for rows of 7 and 14 pixels, which reads a weight again for each of its pixels
+#else
+constexpr int kTallRows = kTileRows;
 #endif
 constexpr int kPanel = 16;  // channels of a packed panel, the same for every instruction set
 constexpr int kPanelVectors = kPanel / kLanes;

@@ -12,8 +12,9 @@ namespace mnv3_fast {
 namespace MNV3_ISA {
 namespace {
 
-// Tile of Pixels outputs at x, lanes [lane, lane + kLanes). Kernel and Stride 0: from the window.
-template <int Kernel, int Stride, int Pixels>
+// Tile of Pixels outputs at x, lanes [lane, lane + kLanes). Kernel, Stride and PixelStride 0: from the arguments. A
+// pixel stride that is known costs no additions, which would take turns with the multiply-adds.
+template <int Kernel, int Stride, int PixelStride, int Pixels>
 MNV3_INLINE void depthwise_taps(const DepthwiseRow& a, int64_t x, int lane, Vec<kLanes> (&acc)[Pixels][1]) {
   const Window& w = *a.window;
   const float* weight = a.weight + lane;
@@ -31,8 +32,8 @@ MNV3_INLINE void depthwise_taps(const DepthwiseRow& a, int64_t x, int lane, Vec<
   for (int64_t r = 0; r < w.kernel_h; r++, weight += Kernel * kPanel) {
     Vec<kLanes> k[Kernel + 1];
     MNV3_UNROLL for (int c = 0; c < Kernel; c++) k[c] = load<kLanes>(weight + c * kPanel);
-    const float* in = a.rows[r] + x * Stride * a.pixel_stride + lane;
-    MNV3_UNROLL for (int p = 0; p < (Pixels - 1) * Stride + Kernel; p++, in += a.pixel_stride) {
+    const float* in = a.rows[r] + x * Stride * PixelStride + lane;
+    MNV3_UNROLL for (int p = 0; p < (Pixels - 1) * Stride + Kernel; p++, in += PixelStride) {
       Vec<kLanes> v = load<kLanes>(in);
       MNV3_PIN(v);
       MNV3_UNROLL for (int c = 0; c < Kernel; c++) {
@@ -44,13 +45,13 @@ MNV3_INLINE void depthwise_taps(const DepthwiseRow& a, int64_t x, int lane, Vec<
   }
 }
 
-template <int Kernel, int Stride, int Pixels>
+template <int Kernel, int Stride, int PixelStride, int Pixels>
 __attribute__((noinline)) void depthwise_tile(const DepthwiseRow& a, int64_t x) {
   for (int lane = 0; lane < kPanel; lane += kLanes) {
     const Vec<kLanes> bias = load<kLanes>(a.bias + lane);
     Vec<kLanes> acc[Pixels][1];
     MNV3_UNROLL for (int t = 0; t < Pixels; t++) acc[t][0] = bias;
-    depthwise_taps<Kernel, Stride, Pixels>(a, x, lane, acc);
+    depthwise_taps<Kernel, Stride, PixelStride, Pixels>(a, x, lane, acc);
     store_activated<kLanes>(a.output + x * a.output_stride + lane, a.output_stride, a.channels - lane, acc,
                             a.activation, 0);
     if (a.sum) {
@@ -61,11 +62,11 @@ __attribute__((noinline)) void depthwise_tile(const DepthwiseRow& a, int64_t x) 
   }
 }
 
-template <int Kernel, int Stride>
+template <int Kernel, int Stride, int PixelStride>
 void depthwise_tile_of(int64_t pixels, const DepthwiseRow& a, int64_t x) {
-#define MNV3_CASE(P)                                                                \
-  case P:                                                                           \
-    if constexpr (P <= kTilePixels) return depthwise_tile<Kernel, Stride, P>(a, x); \
+#define MNV3_CASE(P)                                                                             \
+  case P:                                                                                        \
+    if constexpr (P <= kTilePixels) return depthwise_tile<Kernel, Stride, PixelStride, P>(a, x); \
     break;
   switch (pixels) {
     // clang-format off
@@ -76,15 +77,21 @@ void depthwise_tile_of(int64_t pixels, const DepthwiseRow& a, int64_t x) {
 #undef MNV3_CASE
 }
 
-template <int Kernel, int Stride>
-void depthwise_tiles(const DepthwiseRow& a) {
+template <int Kernel, int Stride, int PixelStride>
+void depthwise_tiles_of(const DepthwiseRow& a) {
   const int64_t tiles = (a.width + kTilePixels - 1) / kTilePixels, least = a.width / tiles,
                 more = a.width - tiles * least;
   int64_t pixels;
   for (int64_t tile = 0, x = 0; tile < tiles; tile++, x += pixels) {
     pixels = least + (tile < more);  // tiles of equal width: no thin last one
-    depthwise_tile_of<Kernel, Stride>(pixels, a, x);
+    depthwise_tile_of<Kernel, Stride, PixelStride>(pixels, a, x);
   }
+}
+
+template <int Kernel, int Stride>
+void depthwise_tiles(const DepthwiseRow& a) {
+  if (a.pixel_stride == kPanel) return depthwise_tiles_of<Kernel, Stride, kPanel>(a);
+  depthwise_tiles_of<Kernel, Stride, 2 * kPanel>(a);
 }
 
 void run_block(const DepthwiseStrip& a, int64_t block) {
@@ -134,7 +141,7 @@ void depthwise_row(const DepthwiseRow& a) {
   if (w.dilation_w == 1 && w.kernel_w == 3 && w.stride_w == 2) return depthwise_tiles<3, 2>(a);
   if (w.dilation_w == 1 && w.kernel_w == 5 && w.stride_w == 1) return depthwise_tiles<5, 1>(a);
   if (w.dilation_w == 1 && w.kernel_w == 5 && w.stride_w == 2) return depthwise_tiles<5, 2>(a);
-  depthwise_tiles<0, 0>(a);
+  depthwise_tiles_of<0, 0, 0>(a);
 }
 
 void depthwise_strip(const DepthwiseStrip& a) {

@@ -1,6 +1,6 @@
 // A whole inverted residual block of one image: expand 1x1 -> depthwise -> (gate) -> project 1x1 (+ input).
 // Thirty-two hidden channels at a time, the expand conv writes the rows that the depthwise conv is about to read into a
-// padded ring, so the hidden map never leaves L1/L2; without squeeze-excite each row is projected at once. With it, the
+// padded ring, so the hidden map never leaves L1/L2; without squeeze-excite some rows at a time are projected. With it, the
 // depthwise map and its channel means are written out, and the caller runs the gate and the projection.
 // Bound by the FMA units. See mnv3_fast/ops/inverted_residual/README.md.
 #include "kernels.h"
@@ -86,15 +86,17 @@ void block_rows(const BlockRows& a) {
     return hidden_ring(b, block * kBlockPanels, panels, rings + block * ring_floats(b), zeros, next);
   };
   for (int64_t block = 0; block < blocks; block++) clear_ring(b, ring_of(block));
-  for (int64_t y = a.row_begin; y < a.row_end; y++) {
+  for (int64_t y = a.row_begin; y < a.row_end; y += kProjectRows) {
+    const int64_t end = y + kProjectRows < a.row_end ? y + kProjectRows : a.row_end;
     HiddenRing state = {};
     for (int64_t block = 0; block < blocks; block++) {
       state = ring_of(block);
-      hidden_row(b, y, state, hidden, nullptr);
+      for (int64_t row = y; row < end; row++)
+        hidden_row(b, row, state, hidden + (row - y) * b.output_w * stride, nullptr);
     }
     next = state.next;
     const float* residual = b.residual ? b.input + y * b.width * b.inputs : nullptr;
-    pointwise({b.output_w, b.hidden, b.outputs, hidden, stride, b.project_weight, b.project_bias,
+    pointwise({(end - y) * b.output_w, b.hidden, b.outputs, hidden, stride, b.project_weight, b.project_bias,
                b.output + y * b.output_w * b.outputs, b.outputs, residual, b.inputs, nullptr, nullptr,
                b.project_activation, 0, 0, round_up(b.outputs, kPanel) / kPanel, b.stream});
   }

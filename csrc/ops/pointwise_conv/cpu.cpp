@@ -16,7 +16,8 @@ namespace {
 // A sum of more inputs than this is made of blocks: one long chain in float32 loses too much.
 constexpr int64_t kMostInputs = 256;
 
-// A tile of Rows pixels over one block of inputs: some whole panels, which lie panel_stride apart, or a panel by pairs
+// Tiles of Rows pixels over one block of inputs, one after the other: some whole panels, which lie panel_stride apart,
+// or a panel by pairs
 // (`pairs`), or one of each.
 struct Tile {
   const float* input;
@@ -30,6 +31,7 @@ struct Tile {
   int activation;
   float slope;
   bool first, last;  // block of inputs: starts from the bias, ends with activation and residual
+  int64_t tiles;
   const char* prefetch;
   int64_t prefetch_step;  // bytes a k, 0 for nothing to fetch
 };
@@ -51,19 +53,26 @@ MNV3_INLINE void pin_rows(const char* (&row)[kPointers<Rows>], int64_t& stride) 
   MNV3_PIN_INDEX(stride);
 }
 
-// One k: weight vectors once, then a broadcast for each pixel.
+// One k: weight vectors once, then a broadcast for each pixel. A tile that fills the registers reads its last weight
+// vector again for each pixel.
 template <int Rows, int Vectors>
 MNV3_INLINE void step(const char* const (&row)[kPointers<Rows>], int64_t stride, int k, const float* weight,
                       int64_t panel_stride, Vec<kLanes> (&sum)[Rows][Vectors]) {
+  constexpr int kHeld = Rows * Vectors + Vectors < kRegisters ? Vectors : Vectors - 1;
   Vec<kLanes> w[Vectors];
-  MNV3_UNROLL for (int v = 0; v < Vectors; v++) {
+  MNV3_UNROLL for (int v = 0; v < kHeld; v++) {
     w[v] = load<kLanes>(weight + v * kLanes / kPanel * panel_stride + v * kLanes % kPanel);
   }
   MNV3_UNROLL for (int i = 0; i < Rows; i++) {
     const float* pixel = pixel_of<Rows>(row, stride, i) + k;
     // Used once: the multiply-add itself broadcasts, at full rate.
     const Vec<kLanes> x = Vectors > 1 ? broadcast_from<kLanes>(pixel) : broadcast<kLanes>(*pixel);
-    MNV3_UNROLL for (int v = 0; v < Vectors; v++) { sum[i][v] += x * w[v]; }
+    MNV3_UNROLL for (int v = 0; v < kHeld; v++) { sum[i][v] += x * w[v]; }
+    if constexpr (kHeld < Vectors) {
+      constexpr int kLast = kHeld * kLanes;
+      MNV3_PIN_INDEX(weight);
+      sum[i][kHeld] += x * load<kLanes>(weight + kLast / kPanel * panel_stride + kLast % kPanel);
+    }
   }
 }
 
@@ -82,55 +91,47 @@ MNV3_INLINE void step_pairs(const char* const (&row)[kPointers<Rows>], int64_t s
 
 // What comes after the sums over a block of inputs.
 template <int Rows, int Vectors>
-MNV3_INLINE void finish_tile(const Tile& t, Vec<kLanes> (&sum)[Rows][Vectors]) {
-  if (!t.first) add_tile<kLanes>(t.output, t.output_stride, t.columns, sum);
-  if (!t.last) return store_tile<kLanes>(t.output, t.output_stride, t.columns, sum);
-  if (!t.residual) return store_activated<kLanes>(t.output, t.output_stride, t.columns, sum, t.activation, t.slope);
+MNV3_INLINE void finish_tile(const Tile& t, float* output, const float* residual, Vec<kLanes> (&sum)[Rows][Vectors]) {
+  if (!t.first) add_tile<kLanes>(output, t.output_stride, t.columns, sum);
+  if (!t.last) return store_tile<kLanes>(output, t.output_stride, t.columns, sum);
+  if (!residual) return store_activated<kLanes>(output, t.output_stride, t.columns, sum, t.activation, t.slope);
   activate<kLanes>(sum, t.activation, t.slope);
-  add_tile<kLanes>(t.residual, t.residual_stride, t.columns, sum);
-  store_tile<kLanes>(t.output, t.output_stride, t.columns, sum);
+  add_tile<kLanes>(residual, t.residual_stride, t.columns, sum);
+  store_tile<kLanes>(output, t.output_stride, t.columns, sum);
 }
 
 // The same for a panel by pairs, from channel `first` of the tile on, two pixels at a time. The second of a lone pixel
 // is itself.
 template <int Rows>
-MNV3_INLINE void finish_pairs(const Tile& t, int64_t first, Vec<kLanes> (&sum)[Rows][kPanelVectors]) {
+MNV3_INLINE void finish_pairs(const Tile& t, float* output, const float* residual, int64_t first,
+                              Vec<kLanes> (&sum)[Rows][kPanelVectors]) {
   with_activation<kLanes>(t.activation, t.slope, [&](auto act) MNV3_ALWAYS {
     MNV3_UNROLL for (int i = 0; i < Rows; i += 2) MNV3_UNROLL for (int v = 0; v < kPanelVectors; v++) {
       const int64_t j = i + 1 < Rows ? i + 1 : i, channel = first + v * kLanes / 2, columns = t.columns - channel;
-      float *one = t.output + i * t.output_stride + channel, *other = t.output + j * t.output_stride + channel;
+      float *one = output + i * t.output_stride + channel, *other = output + j * t.output_stride + channel;
       Vec<kLanes> y = add_pairs<kLanes>(sum[i][v], sum[j][v]);
       y += t.first ? load_halves<kLanes>(t.bias + channel, t.bias + channel, kLanes)
                    : load_halves<kLanes>(one, other, columns);
       if (t.last) {
         y = act(y);
-        if (t.residual)
-          y += load_halves<kLanes>(t.residual + i * t.residual_stride + channel,
-                                   t.residual + j * t.residual_stride + channel, columns);
+        if (residual)
+          y += load_halves<kLanes>(residual + i * t.residual_stride + channel,
+                                   residual + j * t.residual_stride + channel, columns);
       }
       store_halves<kLanes>(one, other, columns, y);
     }
   });
 }
 
-// Panels: whole ones, side by side; Pairs: and one by pairs.
-template <int Rows, int Panels, bool Pairs>
-__attribute__((noinline)) void run_tile(const Tile& t) {
-  constexpr int kVectors = Panels * kPanelVectors, kSome = kVectors ? kVectors : 1;
-  Vec<kLanes> sum[Rows][kSome], pair_sum[Rows][kPanelVectors];
-  MNV3_UNROLL for (int v = 0; v < kVectors; v++) {
-    const Vec<kLanes> bias = t.first ? load<kLanes>(t.bias + v * kLanes) : Vec<kLanes>{};
-    MNV3_UNROLL for (int i = 0; i < Rows; i++) sum[i][v] = bias;
-  }
-  if constexpr (Pairs) {
-    MNV3_UNROLL for (int v = 0; v < kPanelVectors; v++) MNV3_UNROLL for (int i = 0; i < Rows; i++) pair_sum[i][v] =
-        Vec<kLanes>{};
-  }
+// The sums of one tile.
+template <int Rows, int Panels, bool Pairs, int Vectors>
+MNV3_INLINE void add_products(const Tile& t, const float* input, const char*& prefetch,
+                              Vec<kLanes> (&sum)[Rows][Vectors], Vec<kLanes> (&pair_sum)[Rows][kPanelVectors]) {
+  constexpr int kVectors = Panels * kPanelVectors;
   const char* row[kPointers<Rows>];
   MNV3_UNROLL for (int i = 0; i < Rows; i += kRowsAPointer) row[i / kRowsAPointer] =
-      reinterpret_cast<const char*>(t.input + i * t.input_stride);
+      reinterpret_cast<const char*>(input + i * t.input_stride);
   const float *weight = t.weight, *pairs = t.pairs;
-  const char* prefetch = t.prefetch;
   int64_t stride = t.input_stride * 4, panel_stride = t.panel_stride;
   constexpr int kSteps = Pairs ? 2 : 1;
   for (int64_t k = kSteps; k <= t.inputs; k += kSteps) {
@@ -160,15 +161,39 @@ __attribute__((noinline)) void run_tile(const Tile& t) {
       step_pairs<Rows>(row, stride, pairs, true, pair_sum);
     }
   }
-  if constexpr (Panels > 0) finish_tile(t, sum);
-  if constexpr (Pairs) finish_pairs<Rows>(t, Panels * kPanel, pair_sum);
+}
+
+// Panels: whole ones, side by side; Pairs: and one by pairs.
+template <int Rows, int Panels, bool Pairs>
+__attribute__((noinline)) void run_tiles(const Tile& t) {
+  constexpr int kVectors = Panels * kPanelVectors, kSome = kVectors ? kVectors : 1;
+  const float *input = t.input, *residual = t.residual;
+  float* output = t.output;
+  const char* prefetch = t.prefetch;
+  for (int64_t tile = 0; tile < t.tiles; tile++) {
+    Vec<kLanes> sum[Rows][kSome], pair_sum[Rows][kPanelVectors];
+    MNV3_UNROLL for (int v = 0; v < kVectors; v++) {
+      const Vec<kLanes> bias = t.first ? load<kLanes>(t.bias + v * kLanes) : Vec<kLanes>{};
+      MNV3_UNROLL for (int i = 0; i < Rows; i++) sum[i][v] = bias;
+    }
+    if constexpr (Pairs) {
+      MNV3_UNROLL for (int v = 0; v < kPanelVectors; v++) MNV3_UNROLL for (int i = 0; i < Rows; i++) pair_sum[i][v] =
+          Vec<kLanes>{};
+    }
+    add_products<Rows, Panels, Pairs>(t, input, prefetch, sum, pair_sum);
+    if constexpr (Panels > 0) finish_tile(t, output, residual, sum);
+    if constexpr (Pairs) finish_pairs<Rows>(t, output, residual, Panels * kPanel, pair_sum);
+    input += Rows * t.input_stride;
+    output += Rows * t.output_stride;
+    if (residual) residual += Rows * t.residual_stride;
+  }
 }
 
 template <int Panels, bool Pairs>
 void run_tile_of(int64_t rows, const Tile& t) {
-#define MNV3_CASE(R)                                                    \
-  case R:                                                               \
-    if constexpr (R <= kTileRows) return run_tile<R, Panels, Pairs>(t); \
+#define MNV3_CASE(R)                                                     \
+  case R:                                                                \
+    if constexpr (R <= kTallRows) return run_tiles<R, Panels, Pairs>(t); \
     break;
   switch (rows) {
     // clang-format off
@@ -180,7 +205,7 @@ void run_tile_of(int64_t rows, const Tile& t) {
 }
 
 void run_panels(int64_t rows, int64_t panels, const Tile& t) {
-  if (rows == 1 && panels == kRowPanels) return run_tile<1, kRowPanels, false>(t);
+  if (rows == 1 && panels == kRowPanels) return run_tiles<1, kRowPanels, false>(t);
   if constexpr (kTilePanels > 1) {
     if (panels == kTilePanels)
       return t.pairs ? run_tile_of<1, true>(rows, t) : run_tile_of<kTilePanels, false>(rows, t);
@@ -198,7 +223,7 @@ void fetch(WeightStream* stream, const char* in_use_end, int64_t rows, Tile& t) 
   if (stream->next >= stream->end || (stream->in_order && stream->next >= in_use_end + kAhead)) return;
   t.prefetch = stream->next;
   t.prefetch_step = 64;
-  stream->next += 64 * (t.pairs ? t.inputs / 2 : t.inputs);
+  stream->next += 64 * t.tiles * (t.pairs ? t.inputs / 2 : t.inputs);
 }
 
 // All blocks of inputs of one tile, in order. The tile comes by reference: a copy would read in vectors what has just
@@ -231,8 +256,8 @@ void run_blocks(int64_t rows, int64_t panels, int64_t inputs, WeightStream* stre
 
 // All panels over `pixels` pixels: a group of panels stays in L1 while the pixels pass.
 void run_strip(const Pointwise& a, const float* input, int64_t input_stride, int64_t first, int64_t pixels) {
-  const int64_t tiles = (pixels + kTileRows - 1) / kTileRows, least_rows = pixels / tiles,
-                more = pixels - tiles * least_rows;
+  const int64_t tallest = pixels > 2 * kTallRows ? kTileRows : kTallRows, tiles = (pixels + tallest - 1) / tallest,
+                least_rows = pixels / tiles, more = pixels - tiles * least_rows;
   const int64_t group = pixels == 1 ? kRowPanels : kTilePanels;
   int64_t panels;
   for (int64_t panel = a.panel_begin; panel < a.panel_end; panel += panels) {
@@ -258,12 +283,14 @@ void run_strip(const Pointwise& a, const float* input, int64_t input_stride, int
               a.slope,
               true,
               true,
+              1,
               nullptr,
               0};
     if (t.columns > panels * kPanel) t.columns = panels * kPanel;
     int64_t rows;
-    for (int64_t tile = 0, m = 0; tile < tiles; tile++, m += rows) {
+    for (int64_t tile = 0, m = 0; tile < tiles; tile += t.tiles, m += t.tiles * rows) {
       rows = least_rows + (tile < more);  // tiles of equal height: no thin last one
+      t.tiles = tile < more ? more : tiles - more;
       t.input = input + m * input_stride;
       t.output = a.output + (first + m) * a.output_stride + channel;
       if (a.residual) t.residual = a.residual + (first + m) * a.residual_stride + channel;
@@ -292,7 +319,7 @@ void pointwise_tile(const PointwiseTile& a) {
 void pointwise(const Pointwise& a) {
   record_variant(kPointwiseConv, kThisIsa);
   if (a.pixels == 0) return;
-  if (!a.gate && a.pixels <= kTileRows) return run_strip(a, a.input, a.input_stride, 0, a.pixels);
+  if (!a.gate && a.pixels <= kTallRows) return run_strip(a, a.input, a.input_stride, 0, a.pixels);
   const int64_t strip = pointwise_strip(a.inputs);
   for (int64_t m = 0; m < a.pixels; m += strip) {
     const int64_t pixels = a.pixels - m < strip ? a.pixels - m : strip;
