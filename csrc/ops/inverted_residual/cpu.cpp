@@ -1,7 +1,7 @@
 // A whole inverted residual block of one image: expand 1x1 -> depthwise -> (gate) -> project 1x1 (+ input).
 // Thirty-two hidden channels at a time, the expand conv writes the rows that the depthwise conv is about to read into a
-// padded ring, so the hidden map never leaves L1/L2; without squeeze-excite some rows at a time are projected. With it, the
-// depthwise map and its channel means are written out, and the caller runs the gate and the projection.
+// padded ring, so the hidden map never leaves L1/L2; without squeeze-excite some rows at a time are projected. With it,
+// the depthwise map and its channel means are written out, and the caller runs the gate and the projection.
 // Bound by the FMA units. See mnv3_fast/ops/inverted_residual/README.md.
 #include "kernels.h"
 #include "simd/ring.h"
