@@ -1,5 +1,7 @@
 #include "engine/layers.h"
 
+#include <cmath>
+
 namespace mnv3_fast {
 
 Block block_of(const BlockNode& b, Shape in, Shape out, const float* input, float* output, WeightStream* stream) {
@@ -71,18 +73,24 @@ void run_pointwise(const LinearNode& l, int64_t pixels, const float* input, int6
 
 namespace {
 
-// A block whose rows are shared out, not its hidden channels.
-bool splits_rows(const BlockNode& node, Shape out, const Team& team) {
-  return !node.squeeze && (team.threads == 1 || out.height >= 14 * team.threads);
-}
+// What a float costs that another core has just written, in multiply-adds that take as long (15 ns a line of 16 floats
+// beside 90 G multiply-adds a second, on Emerald Rapids, would be 84).
+constexpr double kFromAnotherCore = 40;
 
-// A block whose hidden channels would be shared out so unevenly that the rows are, though some of them are expanded
-// twice then.
-bool shares_rows(const BlockNode& node, Shape out, const Team& team) {
-  const int64_t panels = round_up(node.hidden, 16) / 16, most = (panels + team.threads - 1) / team.threads;
-  const int64_t rows = out.height * node.window.stride_h / team.threads;
-  const int64_t twice = std::max<int64_t>(0, node.window.rows() - node.window.stride_h);
-  return team.threads > 1 && (most * team.threads - panels) * rows > twice * panels;
+// Whether the rows of a block are shared out, not its hidden channels. Rows next to another thread's are expanded
+// twice; hidden channels need the whole input, and their map is read by rows again.
+bool by_rows(const BlockNode& b, Shape out, const Team& team) {
+  if (team.threads == 1) return true;
+  const double threads = team.threads, panels = double(round_up(b.hidden, 16) / 16);
+  const double input_rows = double(out.height * b.window.stride_h);
+  const double row = double(out.width * b.window.stride_w * b.inputs);  // of the input, in floats
+  const double row_macs = b.expand_weight ? row * double(b.hidden) : 0;
+  const double twice = std::max<double>(0, double(b.window.rows() - b.window.stride_h)) / (team.threads == 2 ? 2 : 1);
+  const double uneven_rows = std::ceil(double(out.height) / threads) - double(out.height) / threads;
+  const double uneven_panels = (std::ceil(panels / threads) - panels / threads) / panels;
+  const double others = (row * input_rows + double(out.pixels() * b.hidden) / threads) * (1 - 1 / threads);
+  return (twice + uneven_rows * double(b.window.stride_h)) * row_macs <
+         uneven_panels * row_macs * input_rows + kFromAnotherCore * others;
 }
 
 Weights panels_of(const float* weight, int64_t inputs, Part panels) {
@@ -96,8 +104,7 @@ Weights first_weights(const Node& node, Shape out, const Team& team) {
     const BlockNode& b = node.block;
     if (!b.expand_weight) return {nullptr, 0};
     const int64_t panels = round_up(b.hidden, 16) / 16;
-    if (splits_rows(b, out, team) || shares_rows(b, out, team))
-      return panels_of(b.expand_weight, b.inputs, {0, panels});
+    if (by_rows(b, out, team)) return panels_of(b.expand_weight, b.inputs, {0, panels});
     return panels_of(b.expand_weight, b.inputs, team.part(panels, panel_unit(panels, team)));
   }
   if (node.kind != kPointwiseNode && node.kind != kLinearNode) return {nullptr, 0};
@@ -121,7 +128,7 @@ void mean_of_rows(const float* sums, int64_t rows, int64_t stride, int64_t count
 template <class BlockOf>
 void run_hidden(const BlockNode& node, int64_t images, Shape out, const BlockOf& block, const Team& team) {
   const int64_t stride = round_up(node.hidden, 16), panels = round_up(node.hidden, 16) / 16;
-  if (shares_rows(node, out, team)) {
+  if (team.threads > 1 && by_rows(node, out, team)) {
     team.split(out.height, 1, [&](int64_t begin, int64_t end) {
       kernels().block_channels({block(0), 0, panels, begin, end, team.hidden, team.means, team.row_sums, team.scratch});
     });
@@ -157,13 +164,14 @@ void run_block(const BlockNode& node, int64_t images, Shape in, Shape out, const
                Weights next, const Team& team) {
   const int64_t squeeze_panels = round_up(node.squeeze, 16) / 16, project_panels = round_up(node.outputs, 16) / 16;
   const Weights project_weights = panels_of(node.project_weight, node.hidden, {0, project_panels});
-  if (splits_rows(node, out, team)) team.fetch_meanwhile(next);
+  const bool whole = !node.squeeze && by_rows(node, out, team);  // all three convs at once
+  if (whole) team.fetch_meanwhile(next);
   else if (node.squeeze) team.fetch_meanwhile(panels_of(node.fc1_weight, node.hidden, team.part(squeeze_panels, 4)));
   else team.fetch_meanwhile(project_weights);
   const auto block = [&](int64_t image) {
     return block_of(node, in, out, input + image * in.floats(), output + image * out.floats(), team.weights());
   };
-  if (splits_rows(node, out, team)) {
+  if (whole) {
     team.split(out.height, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = 0; i < images; i++) kernels().block_rows({block(i), begin, end, team.scratch});
     });
