@@ -34,9 +34,14 @@ class Launch:
     warps: int = 4
     stages: int = 2
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the compiler is told besides: also that it may fuse multiplications into additions."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
     def run(self) -> None:
         """Start the kernel on the current stream of its tensors' device."""
-        self.kernel[self.grid](**self.arguments, **self.constants, num_warps=self.warps, num_stages=self.stages)
+        self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
 
 
 _observer: Callable[[Launch], bool] | None = None
