@@ -78,8 +78,9 @@ def pointwise_conv_kernel(
     acc = activate(acc, ACTIVATION)
     mask = row_inside[:, None] & column_inside[None, :]
     offset = rows[:, None] * outputs + columns[None, :]
-    # A flag and no constant: the loads are switched off by their mask, and one kernel serves both.
-    acc += tl.load(residual + start * outputs + offset, mask=mask & (has_residual != 0), other=0.0).to(tl.float32)
+    # A flag and no constant: without a residual no column of it is inside, and one kernel serves both.
+    residual_mask = mask & (columns < outputs * has_residual)[None, :]
+    acc += tl.load(residual + start * outputs + offset, mask=residual_mask, other=0.0).to(tl.float32)
     tl.store(output + start * outputs + offset, acc.to(output.dtype.element_ty), mask=mask)
 
 
