@@ -37,3 +37,9 @@ def apply_gate(x, slope, GATE: tl.constexpr):
         x = tl.maximum(slope * x + 0.5, 0.0, propagate_nan=tl.PropagateNan.ALL)
         x = tl.minimum(x, 1.0, propagate_nan=tl.PropagateNan.ALL)
     return x
+
+
+@triton.jit
+def within(position, size):
+    """0 <= position < size, in one comparison: a negative int32 is a large unsigned one."""
+    return position.to(tl.uint32) < tl.cast(size, tl.uint32)

@@ -16,19 +16,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mnv3_fast.gpu.elements import activate
+from mnv3_fast.gpu.elements import activate, within
 from mnv3_fast.gpu.launch import Launch
 
 INTS = (
     "threads", "height", "width", "out_height", "out_width", "channels", "groups", "tiles_h", "tiles_w",
     "stride_h", "stride_w", "pad_left", "pad_top", "dilation_h", "dilation_w",
 )  # fmt: skip
-
-
-@triton.jit
-def _within(position, size):
-    """0 <= position < size, in one comparison: a negative int32 is a large unsigned one."""
-    return position.to(tl.uint32) < tl.cast(size, tl.uint32)
 
 
 @triton.jit
@@ -45,7 +39,7 @@ def _load_row(start, step, mask, col, dilation, width, COUNT: tl.constexpr):
     """A row of inputs from the column ``col`` on, with the zeros of the padding, in fp32."""
     vectors = ()
     for j in tl.static_range(COUNT):
-        present = mask & _within(col + j * dilation, width)[:, None]
+        present = mask & within(col + j * dilation, width)[:, None]
         vectors += (tl.load(start + j * step, mask=present, other=0.0).to(tl.float32),)
     return vectors
 
@@ -126,18 +120,18 @@ def depthwise_conv_kernel(
     earlier = ()
     if TILE_H == 2:
         earlier = _load(tap, channels, present, KERNEL_W)
-        row = _load_row(origin, step, present & _within(in_row, height)[:, None], in_col, dilation_w, width, COLS)
+        row = _load_row(origin, step, present & within(in_row, height)[:, None], in_col, dilation_w, width, COLS)
         acc = _accumulate(acc, row, earlier, STEP_W, KERNEL_W)
     for i in range(TILE_H - 1, KERNEL_H):
         taps = _load(tap + i * KERNEL_W * channels, channels, present, KERNEL_W)
-        mask = present & _within(in_row + i * dilation_h, height)[:, None]
+        mask = present & within(in_row + i * dilation_h, height)[:, None]
         row = _load_row(origin + i * pitch, step, mask, in_col, dilation_w, width, COLS)
         acc = _accumulate(acc, row, taps, STEP_W, KERNEL_W)
         if TILE_H == 2:
             lower = _accumulate(lower, row, earlier, STEP_W, KERNEL_W)
             earlier = taps
     if TILE_H == 2:
-        mask = present & _within(in_row + KERNEL_H, height)[:, None]
+        mask = present & within(in_row + KERNEL_H, height)[:, None]
         row = _load_row(origin + KERNEL_H * pitch, step, mask, in_col, dilation_w, width, COLS)
         acc = acc + _accumulate(lower, row, earlier, STEP_W, KERNEL_W)
 

@@ -95,15 +95,25 @@ class Configuration:
     stages: int
 
 
-def configuration(dtype: torch.dtype, pixels: int, inputs: int, outputs: int) -> Configuration:
-    """Few shapes, since each is compiled; wide enough that inputs are read few times, no wider than is used."""
+MANY = 128
+"""Large tiles are for where there are this many of them: one for each multiprocessor of a large GPU."""
+
+
+def configuration(dtype: torch.dtype, images: int, pixels: int, inputs: int, outputs: int) -> Configuration:
+    """One of three tiles, since each is compiled: narrow, small and large.
+
+    Large reads inputs and weights the fewest times. Small is for few pixels, and for layers with few outputs and fewer
+    inputs, where it computes less that is thrown away.
+    """
     narrow = outputs <= 32
-    medium = outputs <= 64 or (outputs <= 128 and inputs * 2 <= outputs)
     if dtype == torch.float32:
         return Configuration(64, 32 if narrow else 64, 16, 4, 2)
-    if pixels <= 64 and not narrow:
+    if narrow:
+        return Configuration(128, 32, 32, 4, 3)
+    few = images * -(-pixels // 128) * -(-outputs // 128) < MANY
+    if few or pixels <= 64 or outputs <= 64 or (outputs <= 128 and inputs * 2 <= outputs):
         return Configuration(64, 64, 32, 4, 3)
-    return Configuration(128, 32 if narrow else 64 if medium else 128, 32, 4 if narrow else 8, 3)
+    return Configuration(128, 128, 32, 8, 3)
 
 
 def launches(
@@ -137,7 +147,7 @@ def launches(
         return []
     if gate is None:
         images, pixels = 1, images * pixels
-    chosen = configuration(input.dtype, pixels, inputs, outputs)
+    chosen = configuration(input.dtype, images, pixels, inputs, outputs)
     tiles_m, tiles_n = -(-pixels // chosen.tile_m), -(-outputs // chosen.tile_n)
     vector = 16 // input.element_size()
     unit_k = vector if inputs % vector == 0 else 1

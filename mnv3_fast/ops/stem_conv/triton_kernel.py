@@ -15,11 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mnv3_fast.gpu.elements import activate
+from mnv3_fast.gpu.elements import activate, within
 from mnv3_fast.gpu.launch import Launch
 
 INTS = (
-    "rows", "height", "width", "out_height", "out_width", "channels", "outputs", "tiles_n", "kernel_h", "kernel_w",
+    "height", "width", "out_height", "out_width", "outputs", "tiles_h", "tiles_w", "tiles_n",
     "batch_stride", "channel_stride", "row_stride", "pixel_stride",
     "stride_h", "stride_w", "pad_left", "pad_top", "dilation_h", "dilation_w",
 )  # fmt: skip
@@ -27,22 +27,20 @@ INTS = (
 
 @triton.jit(do_not_specialize=INTS)
 def stem_conv_kernel(
-    input,  # [N, channels, height, width] with the four strides
-    weight,  # [outputs, kernel_h * kernel_w * channels]
+    input,  # [N, CHANNELS, height, width] with the four strides
+    weight,  # [outputs, KERNEL_H * KERNEL_W * CHANNELS]
     bias,  # [outputs], fp32
-    scale,  # [channels], if NORMALIZE
+    scale,  # [CHANNELS], if NORMALIZE
     shift,
-    output,  # [rows, outputs]
-    rows,  # pixels of the output: N * out_height * out_width
+    output,  # [N, out_height, out_width, outputs]
     height,
     width,
     out_height,
     out_width,
-    channels,
     outputs,  # in units of UNIT
+    tiles_h,
+    tiles_w,
     tiles_n,
-    kernel_h,
-    kernel_w,
     batch_stride,
     channel_stride,
     row_stride,
@@ -53,77 +51,78 @@ def stem_conv_kernel(
     pad_top,
     dilation_h,
     dilation_w,
+    CHANNELS: tl.constexpr,
+    KERNEL_H: tl.constexpr,
+    KERNEL_W: tl.constexpr,
     ACTIVATION: tl.constexpr,
     NORMALIZE: tl.constexpr,
     UNIT: tl.constexpr,
-    WIDE: tl.constexpr,  # more rows than an int32 counts
-    TILE_M: tl.constexpr,
+    TILE_H: tl.constexpr,  # a tile of TILE_H x TILE_W pixels of one image
+    TILE_W: tl.constexpr,
     TILE_N: tl.constexpr,
     TILE_K: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,  # multiplies 16-bit operands as fp32, for where tensor cores are imitated wrongly
 ):
     outputs = outputs * UNIT
-    row_tile = tl.program_id(0) // tiles_n
-    column = (tl.program_id(0) - row_tile * tiles_n) * TILE_N + tl.arange(0, TILE_N)
+    TAPS: tl.constexpr = KERNEL_H * KERNEL_W * CHANNELS
+    tile = tl.program_id(0) // tiles_n
+    column = (tl.program_id(0) - tile * tiles_n) * TILE_N + tl.arange(0, TILE_N)
     column_inside = column < outputs
-    if WIDE:
-        row_tile = row_tile.to(tl.int64)
-    row = row_tile * TILE_M + tl.arange(0, TILE_M)
-    row_inside = row < rows
-    line = row // out_width
-    image = line // out_height
-    y0 = ((line - image * out_height) * stride_h - pad_top).to(tl.int32)
-    x0 = ((row - line * out_width) * stride_w - pad_left).to(tl.int32)
+    row_of_tiles = tile // tiles_w
+    image = row_of_tiles // tiles_h
+    pixel = tl.arange(0, TILE_H * TILE_W)
+    out_y = (row_of_tiles - image * tiles_h) * TILE_H + pixel // TILE_W
+    out_x = (tile - row_of_tiles * tiles_w) * TILE_W + pixel % TILE_W
+    y0 = out_y * stride_h - pad_top
+    x0 = out_x * stride_w - pad_left
     # Wide, since an image may hold more than 2^31 elements.
-    start = image.to(tl.int64) * batch_stride + y0.to(tl.int64) * row_stride + x0.to(tl.int64) * pixel_stride
+    start = input + image.to(tl.int64) * batch_stride + (y0.to(tl.int64) * row_stride + x0 * pixel_stride)
 
-    taps = kernel_h * kernel_w * channels
-    acc = tl.zeros((TILE_M, TILE_N), tl.float32)
-    for first in range(0, taps, TILE_K):
+    acc = tl.zeros((TILE_H * TILE_W, TILE_N), tl.float32)
+    for first in range(0, TAPS, TILE_K):
         k = first + tl.arange(0, TILE_K)
-        tap = k // channels
-        channel = k - tap * channels
-        i = tap // kernel_w
-        y = i * dilation_h
-        x = (tap - i * kernel_w) * dilation_w
-        offset = y.to(tl.int64) * row_stride + x.to(tl.int64) * pixel_stride + channel.to(tl.int64) * channel_stride
-        at_y = y0[:, None] + y[None, :]
-        at_x = x0[:, None] + x[None, :]
-        inside = row_inside[:, None] & (k < taps)[None, :]
-        inside &= (at_y >= 0) & (at_y < height) & (at_x >= 0) & (at_x < width)
-        a = tl.load(input + start[:, None] + offset[None, :], mask=inside, other=0).to(tl.float32)
+        channel = k % CHANNELS
+        y = k // (KERNEL_W * CHANNELS) * dilation_h
+        x = k // CHANNELS % KERNEL_W * dilation_w
+        offset = channel.to(tl.int64) * channel_stride + (y.to(tl.int64) * row_stride + x * pixel_stride)
+        # Taps x pixels, so that neighbouring threads read neighbouring pixels.
+        inside = within(y[:, None] + y0[None, :], height) & within(x[:, None] + x0[None, :], width)
+        inside &= (k < TAPS)[:, None]
+        a = tl.load(start[None, :] + offset[:, None], mask=inside, other=0).to(tl.float32)
         if NORMALIZE:
-            factor = tl.load(scale + channel, mask=k < taps, other=0.0)
-            summand = tl.load(shift + channel, mask=k < taps, other=0.0)
-            a = tl.where(inside, a * factor[None, :] + summand[None, :], 0.0)
-        b_mask = (k < taps)[:, None] & column_inside[None, :]
-        b = tl.load(weight + column[None, :] * taps + k[:, None], mask=b_mask, other=0.0)
+            factor = tl.load(scale + channel, mask=k < TAPS, other=0.0)
+            summand = tl.load(shift + channel, mask=k < TAPS, other=0.0)
+            a = tl.where(inside, a * factor[:, None] + summand[:, None], 0.0)
+        a = tl.trans(a.to(weight.dtype.element_ty))
+        b_mask = (k < TAPS)[:, None] & column_inside[None, :]
+        b = tl.load(weight + column[None, :] * TAPS + k[:, None], mask=b_mask, other=0.0)
         if UPCAST:
-            a = a.to(weight.dtype.element_ty).to(tl.float32)
-            acc = tl.dot(a, b.to(tl.float32), acc, input_precision="ieee")
+            acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
         else:
-            acc = tl.dot(a.to(weight.dtype.element_ty), b, acc, input_precision=PRECISION)
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
 
     acc += tl.load(bias + column, mask=column_inside, other=0.0)[None, :]
-    place = output + row.to(tl.int64)[:, None] * outputs + column[None, :]
+    place = (image.to(tl.int64) * out_height + out_y) * out_width + out_x
+    mask = ((out_y < out_height) & (out_x < out_width))[:, None] & column_inside[None, :]
     value = activate(acc, ACTIVATION).to(output.dtype.element_ty)
-    tl.store(place, value, mask=row_inside[:, None] & column_inside[None, :])
+    tl.store(output + place[:, None] * outputs + column[None, :], value, mask=mask)
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Tile of a program, and its warps."""
+    """Tile of a program (pixels down and across, outputs, taps of a step), and its warps."""
 
-    tile_m: int
+    tile_h: int
+    tile_w: int
     tile_n: int
     tile_k: int
     warps: int
 
 
 def configuration(dtype: torch.dtype, outputs: int) -> Configuration:
-    """All taps of 3 channels and 3x3 in one step, 16 outputs (those of MobileNetV3) or 32 at a time."""
-    return Configuration(128 if dtype != torch.float32 else 64, 16 if outputs <= 16 else 32, 32, 4)
+    """All taps of 3 channels and 3x3 in one step, 16 outputs (those of MobileNetV3) or 32 at a time; 112 is 7 x 16."""
+    return Configuration(4 if dtype == torch.float32 else 8, 16, 16 if outputs <= 16 else 32, 32, 4)
 
 
 def launches(
@@ -153,10 +152,10 @@ def launches(
     """
     n, channels, height, width = input.shape
     outputs, out_height, out_width = output.shape[1:]
-    rows = n * out_height * out_width
-    if rows * outputs == 0:
+    if n * outputs == 0:
         return []
     chosen = configuration(weight.dtype, outputs)
+    tiles_h, tiles_w = -(-out_height // chosen.tile_h), -(-out_width // chosen.tile_w)
     tiles_n = -(-outputs // chosen.tile_n)
     vector = 16 // output.element_size()
     unit = vector if outputs % vector == 0 else 1
@@ -164,16 +163,17 @@ def launches(
     arguments = {
         "input": input, "weight": weight, "bias": bias, "scale": bias if scale is None else scale,
         "shift": bias if shift is None else shift, "output": output,
-        "rows": rows, "height": height, "width": width, "out_height": out_height, "out_width": out_width,
-        "channels": channels, "outputs": outputs // unit, "tiles_n": tiles_n,
-        "kernel_h": kernel[0], "kernel_w": kernel[1], "batch_stride": strides[0], "channel_stride": strides[1],
-        "row_stride": strides[2], "pixel_stride": strides[3], "stride_h": window[0], "stride_w": window[1],
-        "pad_left": window[2], "pad_top": window[4], "dilation_h": window[6], "dilation_w": window[7],
+        "height": height, "width": width, "out_height": out_height, "out_width": out_width,
+        "outputs": outputs // unit, "tiles_h": tiles_h, "tiles_w": tiles_w, "tiles_n": tiles_n,
+        "batch_stride": strides[0], "channel_stride": strides[1], "row_stride": strides[2], "pixel_stride": strides[3],
+        "stride_h": window[0], "stride_w": window[1], "pad_left": window[2], "pad_top": window[4],
+        "dilation_h": window[6], "dilation_w": window[7],
     }  # fmt: skip
     constants = {
-        "ACTIVATION": activation, "NORMALIZE": scale is not None, "UNIT": unit, "WIDE": rows >= 2**31 - chosen.tile_m,
-        "TILE_M": chosen.tile_m, "TILE_N": chosen.tile_n, "TILE_K": chosen.tile_k,
+        "CHANNELS": channels, "KERNEL_H": kernel[0], "KERNEL_W": kernel[1],
+        "ACTIVATION": activation, "NORMALIZE": scale is not None, "UNIT": unit,
+        "TILE_H": chosen.tile_h, "TILE_W": chosen.tile_w, "TILE_N": chosen.tile_n, "TILE_K": chosen.tile_k,
         "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee", "UPCAST": upcast,
     }  # fmt: skip
-    grid = (-(-rows // chosen.tile_m) * tiles_n, 1, 1)
+    grid = (n * tiles_h * tiles_w * tiles_n, 1, 1)
     return [Launch(stem_conv_kernel, grid, arguments, constants, chosen.warps)]

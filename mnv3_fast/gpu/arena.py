@@ -1,0 +1,49 @@
+"""Memory of a pass: a handful of buffers that the layers take in turn, so that a pass allocates nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Arena:
+    """One buffer for each role of a tensor in a pass; tensors of one role never live at the same time.
+
+    It is used twice by the same code: what is taken before :meth:`allocate` has no memory (device "meta") and tells how
+    large each buffer must be, what is taken after it lies in the buffers.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.sizes: dict[tuple[str, torch.dtype], int] = {}
+        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, role: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """The tensor of a role; a map [N, C, H, W] has strides (H*W*C, 1, W*C, C), anything else is dense.
+
+        Raises:
+            ValueError: if the buffer was allocated for less.
+        """
+        size, key = torch.Size(shape), (role, dtype)
+        if not self.buffers:
+            self.sizes[key] = max(self.sizes.get(key, 0), size.numel())
+            buffer = torch.empty(size.numel(), dtype=dtype, device="meta")
+        else:
+            buffer = self.buffers[key]
+            if size.numel() > buffer.numel():
+                raise ValueError(f"arena: {role} must have at most {buffer.numel()} elements, got {list(size)}")
+        if len(size) == 4:
+            return buffer.as_strided(size, (size[1] * size[2] * size[3], 1, size[3] * size[1], size[1]))
+        return buffer[: size.numel()].view(size)
+
+    def allocate(self) -> None:
+        """Allocates each buffer as large as what has been taken of it."""
+        self.buffers = {
+            key: torch.empty(max(size, 1), dtype=key[1], device=self.device) for key, size in self.sizes.items()
+        }
+
+    def bytes(self) -> int:
+        """Of all buffers."""
+        return sum(size * dtype.itemsize for (_, dtype), size in self.sizes.items())
