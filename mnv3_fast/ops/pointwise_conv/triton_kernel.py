@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mnv3_fast.gpu.elements import activate
 from mnv3_fast.gpu.launch import Launch
+from mnv3_fast.gpu.precision import dot_precision
 
 INTS = ("pixels", "tiles_m", "tiles_n", "inputs", "outputs", "has_residual")
 
@@ -161,7 +162,7 @@ def launches(
     constants = {
         "ACTIVATION": activation, "GATE": gate is not None, "UNIT_K": unit_k, "UNIT_N": unit_n,
         "TILE_M": chosen.tile_m, "TILE_N": chosen.tile_n, "TILE_K": chosen.tile_k,
-        "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee", "UPCAST": upcast,
+        "PRECISION": dot_precision(weight.dtype), "UPCAST": upcast,
     }  # fmt: skip
     grid = (images * tiles_m * tiles_n, 1, 1)
     return [Launch(pointwise_conv_kernel, grid, arguments, constants, chosen.warps, chosen.stages)]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mnv3_fast.gpu.elements import activate, within
 from mnv3_fast.gpu.launch import Launch
+from mnv3_fast.gpu.precision import dot_precision
 
 INTS = (
     "height", "width", "out_height", "out_width", "outputs", "tiles_h", "tiles_w", "tiles_n",
@@ -173,7 +174,7 @@ def launches(
         "CHANNELS": channels, "KERNEL_H": kernel[0], "KERNEL_W": kernel[1],
         "ACTIVATION": activation, "NORMALIZE": scale is not None, "UNIT": unit,
         "TILE_H": chosen.tile_h, "TILE_W": chosen.tile_w, "TILE_N": chosen.tile_n, "TILE_K": chosen.tile_k,
-        "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee", "UPCAST": upcast,
+        "PRECISION": dot_precision(weight.dtype), "UPCAST": upcast,
     }  # fmt: skip
     grid = (n * tiles_h * tiles_w * tiles_n, 1, 1)
     return [Launch(stem_conv_kernel, grid, arguments, constants, chosen.warps)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -102,3 +103,34 @@ def test_products_without_tensor_cores(gated: bool) -> None:
     theirs = torch.relu(torch.nn.functional.conv2d(scaled, weight[:, :, None, None], bias.half()))
     exact = torch.relu(torch.nn.functional.conv2d(exact, weight.double()[:, :, None, None], bias.double()))
     assert_close_enough(output, theirs, exact, dtype=torch.float16)
+
+
+@pytest.fixture
+def _own_setting() -> Iterator[None]:
+    """The setting of TF32 as it was, whatever a test does to it."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def _allow_by_flag() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def _allow_by_name() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+@pytest.mark.usefixtures("_own_setting")
+@pytest.mark.parametrize("allow", [_allow_by_flag, _allow_by_name])
+def test_tf32_only_where_torch_allows_it(allow: Callable[[], None]) -> None:
+    def precisions() -> list[str]:
+        launches = []
+        for dtype in (torch.float32, torch.float16):
+            x, weight, bias = torch.empty(1, 8, 2, 2, dtype=dtype), torch.empty(8, 8, dtype=dtype), torch.empty(8)
+            launches += pointwise_conv.launches(x, weight, bias, torch.empty_like(x), 0)
+        return [launch.constants["PRECISION"] for launch in launches]
+
+    assert precisions() == ["ieee", "ieee"]
+    allow()
+    assert precisions() == ["tf32", "ieee"]
