@@ -9,11 +9,12 @@ CHECK = build/wheel-check
 NEON_TOOLS = aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-aarch64:qemu-user
 NEON_TOOLCHAIN = -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
 
-.PHONY: help setup demo test test-isa test-slow test-asan test-driver test-neon neon-tools neon-driver neon-loops fuzz lint format bench bench-check bench-rivals wheel wheel-check clean
+.PHONY: help setup demo test test-gpu-emulated test-isa test-slow test-asan test-driver test-neon neon-tools neon-driver neon-loops fuzz lint format bench bench-check bench-rivals wheel wheel-check clean
 
 help:
 	@echo "make demo        real photos through torchvision and mnv3_fast, side by side"
 	@echo "make test        the quick test suite"
+	@echo "make test-gpu-emulated  the GPU kernels on a machine without a GPU: interpreted, their compiled code emulated and inspected"
 	@echo "make test-isa    operators, engine and parity once for each instruction set of this CPU"
 	@echo "make test-slow   the full product of cases"
 	@echo "make test-asan   the edge cases under AddressSanitizer and UBSan"
@@ -45,6 +46,11 @@ demo: setup
 
 test: setup
 	$(V)/python -m pytest -q $(if $(OP),tests/ops/test_$(OP).py,tests)
+
+# Two runs, since Triton decides when it is imported whether it interprets or compiles.
+test-gpu-emulated: setup
+	TRITON_INTERPRET=1 $(V)/python -m pytest -q tests/gpu/interpreted
+	$(V)/python -m pytest -q tests/gpu
 
 test-isa: setup
 	@test -n "$(ISAS)" || { echo "test-isa: there are no compiled kernels to test" >&2; exit 1; }

@@ -61,6 +61,9 @@ class Report:
         return sum(getattr(traffic, what) for traffic in self.traffic.values())
 
 
+_decoded: dict[tuple, Code] = {}
+
+
 class Device:
     """Runs launches; tensors keep their contents and counts from one to the next.
 
@@ -75,7 +78,6 @@ class Device:
         self.faults: list[str] = []
         self._damage = damage
         self._lanes = lanes
-        self._code: dict[tuple, Code] = {}
         self._tensors: list[Tensor] = []
         self._writes: dict[int, NDArray[np.int64]] = {}
         self._early: dict[int, NDArray[np.bool_]] = {}
@@ -128,13 +130,14 @@ class Device:
                 races[text] = races.get(text, 0) + count
 
     def _decode(self, compiled: Compiled) -> Code:
-        if compiled.key not in self._code:
+        key = (compiled.key, self._damage)
+        if key not in _decoded:
             text = compiled.asm["ptx"]
             program = parse(self._damage(text) if self._damage else text)
             if program.threads != compiled.warps * 32:
                 raise EmulationError(f"{program.name}: {program.threads} threads, wanted {compiled.warps * 32}")
-            self._code[compiled.key] = Decoder(program).code(compiled.shared)
-        return self._code[compiled.key]
+            _decoded[key] = Decoder(program).code(compiled.shared)
+        return _decoded[key]
 
     def _parameters(self, arguments: dict, compiled: Compiled, code: Code) -> dict[str, int]:
         """The kernel's parameters as bits; two pointers to scratch memory that no kernel here uses come last."""

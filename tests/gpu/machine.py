@@ -72,7 +72,8 @@ class Machine:
 
     def lane_values(self, register: int) -> NDArray:
         """A register as a vector over all lanes."""
-        return np.broadcast_to(self.read(register), (self.lanes,))
+        value = self.read(register)
+        return value if len(value) == self.lanes else np.broadcast_to(value, (self.lanes,))
 
     def read(self, register: int) -> NDArray:
         """A register as it is kept.

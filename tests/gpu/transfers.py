@@ -32,7 +32,12 @@ def _address(decoder: Decoder, text: str | tuple, bits: int) -> Callable[[Machin
     offset = np.array([int(match.group(2) or "0", 0) % (1 << bits)]).astype(UNSIGNED[bits])
     if not offset[0]:
         return lambda m: m.lane_values(base)
-    return lambda m: np.broadcast_to(m.read(base) + offset, (m.lanes,))
+
+    def address(m: Machine) -> NDArray:
+        at = m.read(base) + offset
+        return at if len(at) == m.lanes else np.broadcast_to(at, (m.lanes,))
+
+    return address
 
 
 def _chosen(m: Machine, guard: int | None, negated: bool) -> NDArray[np.int64] | slice:
