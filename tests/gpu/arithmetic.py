@@ -165,6 +165,29 @@ def _define_floats() -> None:
         _define(f"{name}.ftz.f32", F32, one, lambda v, plain=plain: floats.flush(plain(floats.flush(v))))
 
 
+def _define_halves() -> None:
+    """Arithmetic of 16-bit floats: float32 has bits enough that rounding its result once more is harmless."""
+    half, word = UNSIGNED[16], UNSIGNED[32]
+    kinds = {
+        "f16": (floats.half_to_float, floats.float_to_half),
+        "bf16": (floats.bfloat_to_float, floats.float_to_bfloat),
+    }
+    for kind, (widen, narrow) in kinds.items():
+        functions: dict[str, tuple[int, Callable[..., NDArray]]] = {"fma.rn": (3, floats.fma_halves(widen, narrow))}
+        if kind == "f16":
+            for name, f in (("add", operator.add), ("sub", operator.sub), ("mul", operator.mul)):
+                two = lambda a, b, f=f, widen=widen, narrow=narrow: narrow(f(widen(a), widen(b)))  # noqa: E731
+                functions |= {name: (2, two), f"{name}.rn": (2, two)}
+        for name, (count, function) in functions.items():
+            _define(f"{name}.{kind}", half, (half,) * count, function)
+            _define(f"{name}.{kind}x2", word, (word,) * count, lambda *v, f=function: _by_halves(f, *v))
+
+
+def _by_halves(function: Callable[..., NDArray], *words: NDArray) -> NDArray:
+    low, high = ([(w >> np.uint32(shift)).astype(np.uint16) for w in words] for shift in (0, 16))
+    return _pack(function(*high), function(*low))
+
+
 def _define_comparisons() -> None:
     ordered = {"eq": np.equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
     for name, kind in {**INTEGERS, **BITS}.items():
@@ -209,5 +232,5 @@ def _define_conversions() -> None:
                 _define(f"cvt.{to_name}.{name}", to, (register,), lambda v, kind=kind, to=to: v.astype(kind).astype(to))
 
 
-for _part in (_define_integers, _define_bits, _define_floats, _define_comparisons, _define_conversions):
+for _part in (_define_integers, _define_bits, _define_floats, _define_halves, _define_comparisons, _define_conversions):
     _part()

@@ -37,11 +37,13 @@ CLASSES = {
 
 @dataclass
 class Traffic:
-    """Bytes of one storage that a launch moved."""
+    """Bytes of one storage that a launch moved, and its narrowest load and store (0: there was none)."""
 
     requested: int = 0
     unique: int = 0
     written: int = 0
+    narrowest_load: int = 0
+    narrowest_store: int = 0
 
 
 @dataclass
@@ -162,7 +164,10 @@ class Device:
         for number, storage in enumerate(self.memory.storages):
             reads, writes = storage.counts("read"), storage.counts("written")
             if reads.any() or writes.any():
-                moved = Traffic(storage.read.requested, int((reads > 0).sum()), storage.written.requested)
+                moved = Traffic(
+                    storage.read.requested, int((reads > 0).sum()), storage.written.requested,
+                    storage.read.narrowest, storage.written.narrowest,
+                )  # fmt: skip
                 traffic["/".join(storage.names)] = moved
             self._remember(number, storage, reads, writes, launch)
         names = code.program.instructions

@@ -5,6 +5,8 @@ Registers hold bits; what is written here takes and gives float32 (or the bits o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -66,6 +68,27 @@ def _round_to_odd(a: NDArray[np.float64], b: NDArray[np.float64], total: NDArray
     inexact = (error != 0) & np.isfinite(total) & ((bits & 1) == 0)
     towards_zero = (error > 0) != (total > 0)
     return np.where(inexact, bits + np.where(towards_zero, -1, 1), bits).view(np.float64)
+
+
+def fma_halves(
+    widen: Callable[[Halves], Floats], narrow: Callable[[Floats], Halves]
+) -> Callable[[Halves, Halves, Halves], Halves]:
+    """a * b + c of 16-bit floats with one rounding: every rounding before the last is to odd."""
+
+    def compute(a: Halves, b: Halves, c: Halves) -> Halves:
+        product = widen(a).astype(np.float64) * widen(b)
+        addend = np.broadcast_to(widen(c).astype(np.float64), product.shape)
+        return narrow(_odd_float(_round_to_odd(product, addend, product + addend)))
+
+    return compute
+
+
+def _odd_float(values: NDArray[np.float64]) -> Floats:
+    """float64 to float32: towards zero, and where that is inexact with the last bit set."""
+    near = values.astype(np.float32)
+    towards = np.where(np.abs(near) > np.abs(values), np.nextafter(near, np.float32(0)), near).astype(np.float32)
+    inexact = (towards != values) & ~np.isnan(values)
+    return np.where(inexact, towards.view(np.uint32) | np.uint32(1), towards.view(np.uint32)).view(np.float32)
 
 
 def minimum(a: Floats, b: Floats) -> Floats:

@@ -72,12 +72,14 @@ class _Counter:
         self.log: dict[int, list[NDArray]] = {}
         self.logged = 0
         self.requested = 0
+        self.narrowest = 0
 
     def add(self, places: NDArray[np.int64], size: int) -> None:
         """Accesses of ``size`` bytes each, at multiples of it."""
         self.log.setdefault(size, []).append(places)
         self.logged += len(places)
         self.requested += size * len(places)
+        self.narrowest = min(self.narrowest or size, size)
         if self.logged > 1 << 20:
             self.totals()
 
@@ -89,7 +91,7 @@ class _Counter:
 
     def clear(self) -> None:
         self.sums[:] = 0
-        self.log, self.logged, self.requested = {}, 0, 0
+        self.log, self.logged, self.requested, self.narrowest = {}, 0, 0, 0
 
 
 class GlobalMemory:

@@ -8,12 +8,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from tests.gpu.arithmetic import PURE
 from tests.gpu.assemble import compute
 from tests.gpu.operands import (
     ORDER,
+    RANDOM,
     REGISTER,
+    SPECIAL,
     assert_same_floats,
     bits_of,
     floats,
@@ -159,3 +162,55 @@ def test_comparisons_of_floats() -> None:
         assert compute(f"setp.{word}u.f32", "p", bits_of(a), bits_of(b)).tolist() == either
     assert compute("setp.nan.f32", "p", bits_of(a), bits_of(b)).tolist() == unordered
     assert compute("setp.num.f32", "p", bits_of(a), bits_of(b)).tolist() == [not u for u in unordered]
+
+
+def halves_from(kind: str, bits: NDArray[np.uint16]) -> torch.Tensor:
+    return torch.from_numpy(bits.view(np.int16).copy()).view(torch.float16 if kind == "f16" else torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_arithmetic_of_sixteen_bit_floats(kind: str) -> None:
+    special = (
+        torch.tensor(SPECIAL)
+        .to(torch.float16 if kind == "f16" else torch.bfloat16)
+        .view(torch.int16)
+        .numpy()
+        .view(np.uint16)
+    )
+    a, b, c = (
+        np.concatenate([RANDOM.permutation(special), RANDOM.integers(0, 2**16, 3000).astype(np.uint16)])
+        for _ in range(3)
+    )
+    # Sums that lie between two numbers: a tie, and next to one.
+    one, tiny = (0x3C00, 0x0001) if kind == "f16" else (0x3F80, 0x0080)
+    for x, y, z in (
+        (one, one, 0x1000),
+        (one + 1, one + 1, tiny),
+        (one + 1, 0x8000 + one + 1, one),
+        (one, tiny, one + 3),
+    ):
+        a, b, c = np.append(a, np.uint16(x)), np.append(b, np.uint16(y)), np.append(c, np.uint16(z))
+    values = [halves_from(kind, v).double().tolist() for v in (a, b, c)]
+    precision, smallest, largest = (11, -24, 65504.0) if kind == "f16" else (8, -133, 3.3895313892515355e38)
+    wanted = []
+    for x, y, z in zip(*values, strict=True):
+        if not all(map(math.isfinite, (x, y, z))):
+            wanted.append(x * y + z)
+            continue
+        near = nearest_float(Fraction(x) * Fraction(y) + Fraction(z), precision, smallest)
+        wanted.append(math.copysign(math.inf, near) if abs(near) > largest else near)
+    for suffix, operands in (
+        ("", (a, b, c)),
+        ("x2", tuple(v.astype(np.uint32) << 16 | np.roll(v, 1) for v in (a, b, c))),
+    ):
+        got = compute(f"fma.rn.{kind}{suffix}", "r" if suffix else "rs", *operands)
+        for part, turn in ((got >> 16, 0), (got & 0xFFFF, 1)) if suffix else ((got, 0),):
+            numbers = halves_from(kind, part.astype(np.uint16)).double().numpy()
+            right = np.roll(np.array(wanted), turn)
+            assert np.array_equal(np.isnan(numbers), np.isnan(right))
+            assert np.array_equal(numbers[~np.isnan(right)], right[~np.isnan(right)])
+    if kind == "f16":
+        for opcode, function in (("add", torch.add), ("sub", torch.sub), ("mul", torch.mul)):
+            got = halves_from(kind, compute(f"{opcode}.f16", "rs", a, b))
+            exact = function(halves_from(kind, a).double(), halves_from(kind, b).double()).half()
+            assert torch.equal(got.isnan(), exact.isnan()) and torch.equal(got.nan_to_num(0), exact.nan_to_num(0))

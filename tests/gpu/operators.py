@@ -1,0 +1,169 @@
+"""Each op as launches on made-up inputs, with what its reference says in fp64 and in torch's own arithmetic."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from mnv3_fast.gpu import packing
+from mnv3_fast.gpu.launch import Launch
+from mnv3_fast.ops.depthwise_conv import reference as depthwise_reference
+from mnv3_fast.ops.depthwise_conv import triton_kernel as depthwise_kernel
+from mnv3_fast.ops.elements import ACTIVATIONS, output_size
+from mnv3_fast.ops.pointwise_conv import reference as pointwise_reference
+from mnv3_fast.ops.pointwise_conv import triton_kernel as pointwise_kernel
+from tests.gpu.device import garbage
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+NO_NORM = (None, None, None, None, 0.0)
+
+
+@dataclass(frozen=True)
+class Request:
+    """An op, the sizes of its input [n, c, h, w], and its options; sizes that are None do not matter to it."""
+
+    op: str
+    n: int = 1
+    c: int = 8
+    h: int = 7
+    w: int = 7
+    out: int | None = None
+    squeeze: int | None = None
+    kernel: int = 3
+    stride: int = 1
+    padding: int | None = None
+    dilation: int = 1
+    activation: str = "none"
+    gate: bool = False
+    residual: bool = False
+    mean: bool = False
+    bytes: bool = False
+    layout: str = "channels_last"
+    dtype: str = "fp16"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """What the kernel reads and writes."""
+        return DTYPES[self.dtype]
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """Stride h, w, padding left, right, top, bottom, dilation h, w."""
+        around = self.dilation * (self.kernel // 2) if self.padding is None else self.padding
+        return (self.stride, self.stride, *[around] * 4, self.dilation, self.dilation)
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """Rows and columns of the output."""
+        padding = 2 * self.window[2]
+        return tuple(output_size(size, self.kernel, self.stride, padding, self.dilation) for size in (self.h, self.w))
+
+    def __str__(self) -> str:
+        plain = Request(self.op)
+        parts = [f"{self.n}x{self.c}x{self.h}x{self.w}"]
+        for f in fields(self)[5:-1]:
+            value = getattr(self, f.name)
+            if value != getattr(plain, f.name):
+                parts.append(f.name if value is True else f"{f.name} {value}")
+        return f"{self.op} {' '.join(parts)} {self.dtype}"
+
+
+@dataclass
+class Result:
+    """One output: a function that gives the kernel's once it ran, and what the reference says."""
+
+    ours: Callable[[], Tensor]
+    exact: Tensor
+    theirs: Tensor
+
+
+@dataclass
+class Run:
+    """What to launch, the tensors that it reads and those that it fills, and results to compare."""
+
+    launches: list[Launch]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    results: dict[str, Result]
+
+
+def _numbers(request: Request) -> torch.Generator:
+    return torch.Generator().manual_seed(zlib.crc32(str(request).encode()))
+
+
+def _random(request: Request, generator: torch.Generator, *shape: int, scale: float = 1.0) -> Tensor:
+    """Random numbers that the request's dtype holds exactly, in fp32."""
+    return (torch.randn(*shape, generator=generator) * scale).to(request.torch_dtype).float()
+
+
+def _map(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values.to(dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def _empty_map(n: int, c: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
+    return garbage(n, h, w, c, dtype=dtype).permute(0, 3, 1, 2)
+
+
+def _code(request: Request) -> int:
+    return ACTIVATIONS[request.activation]
+
+
+def _both(function: Callable, *arguments: object, dtype: torch.dtype) -> tuple:
+    """A reference in fp64, and in torch's arithmetic of a dtype."""
+    return tuple(
+        function(*(a.to(to) if isinstance(a, Tensor) else a for a in arguments)) for to in (torch.float64, dtype)
+    )
+
+
+def depthwise_conv(request: Request) -> Run:
+    """A depthwise convolution; with ``mean`` also the sums of its output's tiles, compared as means."""
+    generator, dtype, kernel = _numbers(request), request.torch_dtype, request.kernel
+    x = _random(request, generator, request.n, request.c, request.h, request.w)
+    weight = _random(request, generator, request.c, 1, kernel, kernel, scale=(2 / kernel**2) ** 0.5)
+    bias = _random(request, generator, request.c, scale=0.3)
+    arguments = (x, weight, bias, *NO_NORM, *request.window, _code(request))
+    (exact, exact_mean), (theirs, their_mean) = _both(depthwise_reference.depthwise_conv_mean, *arguments, dtype=dtype)
+    inputs = [_map(x, dtype), packing.pack_depthwise(weight, dtype), bias]
+    output = _empty_map(request.n, request.c, *request.out_size, dtype)
+    results, outputs, sums = {"output": Result(lambda: output, exact, theirs)}, [output], None
+    if request.mean:
+        sums = garbage(*depthwise_kernel.sums_shape(output, request.window), dtype=torch.float32)
+        pixels = request.out_size[0] * request.out_size[1]
+        results["mean"] = Result(lambda: (sums.sum(1) / pixels).to(dtype), exact_mean, their_mean)
+        outputs.append(sums)
+    launches = depthwise_kernel.launches(*inputs, output, (kernel, kernel), request.window, _code(request), sums)
+    return Run(launches, inputs, outputs, results)
+
+
+def pointwise_conv(request: Request) -> Run:
+    """A 1x1 convolution with what stands around it."""
+    generator, dtype = _numbers(request), request.torch_dtype
+    outs = request.out or request.c
+    x = _random(request, generator, request.n, request.c, request.h, request.w)
+    weight = _random(request, generator, outs, request.c, scale=(2 / request.c) ** 0.5)
+    bias = _random(request, generator, outs, scale=0.3)
+    gate = torch.rand(request.n, request.c, generator=generator).to(dtype).float() if request.gate else None
+    residual = _random(request, generator, request.n, outs, request.h, request.w) if request.residual else None
+    arguments = (x, weight, bias, *NO_NORM, gate, residual, _code(request))
+    exact, theirs = _both(pointwise_reference.pointwise_conv, *arguments, dtype=dtype)
+    output = _empty_map(request.n, outs, request.h, request.w, dtype)
+    packed = [_map(x, dtype), packing.pack_pointwise(weight, dtype), bias]
+    extra = [None if gate is None else gate.to(dtype), None if residual is None else _map(residual, dtype)]
+    launches = pointwise_kernel.launches(*packed, output, _code(request), *extra)
+    inputs = packed + [tensor for tensor in extra if tensor is not None]
+    return Run(launches, inputs, [output], {"output": Result(lambda: output, exact, theirs)})
+
+
+OPERATORS: dict[str, Callable[[Request], Run]] = {
+    "depthwise_conv": depthwise_conv,
+    "pointwise_conv": pointwise_conv,
+}
+
+
+def in_dtype(request: Request, dtype: str) -> Request:
+    """The same in another dtype."""
+    return replace(request, dtype=dtype)
