@@ -78,7 +78,7 @@ def specialise(launch: Launch, architecture: int | str = 80) -> tuple[Any, Any, 
     keywords = {
         **launch.arguments,
         **launch.constants,
-        **getattr(launch, "options", {"num_warps": launch.warps, "num_stages": launch.stages}),
+        **launch.options,
         "debug": kernel.debug or knobs.runtime.debug,
         "instrumentation_mode": knobs.compilation.instrumentation_mode,
         "fpsan_homomorphic_casts": knobs.compilation.fpsan_homomorphic_casts,

@@ -171,6 +171,7 @@ class Decoder:
             if m.places is not None and not (m.active | (m.places == end)).all():
                 raise EmulationError("a barrier that not all threads of the program reach")
             m.shared.barrier()
+            m.barriers += 1
 
         return barrier
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,27 @@ from numpy.typing import NDArray
 
 _SPACING = 44
 """Each storage has 2**44 addresses, its first byte in their middle: nothing that is off by a size hits a neighbour."""
+
+
+@dataclass(frozen=True)
+class Threads:
+    """Who accesses memory: the program and the warp in it of each lane, and how many barriers their programs passed."""
+
+    program: NDArray[np.int64]
+    warp: NDArray[np.int64]
+    epoch: int
+    lanes: NDArray | slice
+
+    def chosen(self, lanes: NDArray | None) -> Threads:
+        """Some of the lanes."""
+        if lanes is None:
+            return self
+        within = np.arange(len(self.program))[self.lanes][lanes]
+        return Threads(self.program, self.warp, self.epoch, within)
+
+    def stamp(self) -> NDArray[np.int64]:
+        """All of it in one positive number a lane."""
+        return ((self.program[self.lanes] << 32) | (self.epoch << 8) | self.warp[self.lanes]) + 1
 
 
 class AccessError(Exception):
@@ -35,6 +57,36 @@ class Storage:
         self.names: list[str] = []
         self.read = _Counter(room)
         self.written = _Counter(room)
+        self._authors: NDArray[np.int64] | None = None
+        self._was_read: NDArray[np.bool_] | None = None
+
+    def start(self) -> None:
+        """Count from zero: a launch begins."""
+        self.read.clear()
+        self.written.clear()
+        self._authors = self._was_read = None
+
+    def before_store(self, places: NDArray[np.int64], size: int, who: Threads) -> int:
+        """Note who writes; how many of the lanes write what was read already in this launch, in an order left to chance."""
+        if self._authors is None or self._was_read is None:
+            self._was_read = self.read.totals() > 0
+            self._authors = np.zeros(len(self.data), np.int64)
+        bytes_read = self._was_read.reshape(-1, size)[places]
+        self._authors.reshape(-1, size)[places] = who.stamp()[:, None]
+        return int(bytes_read.any(1).sum())
+
+    def before_load(self, places: NDArray[np.int64], size: int, who: Threads, lanes: NDArray | None) -> int:
+        """How many of the lanes read what another program wrote, or another warp since the last barrier."""
+        if self._authors is None or self._was_read is None:
+            return 0
+        self._was_read.reshape(-1, size)[places] = True
+        stamps = self._authors.reshape(-1, size)[places]
+        if not stamps.any():
+            return 0
+        author, own = stamps - 1, (who.chosen(lanes).stamp() - 1)[:, None]
+        elsewhere = (author >> 32) != (own >> 32)
+        too_early = ((author >> 8) == (own >> 8)) & (author != own)
+        return int(((stamps > 0) & (elsewhere | too_early)).any(1).sum())
 
     def admit(self, name: str, tensor: torch.Tensor) -> int:
         """Let a tensor's elements be touched; their first address."""
@@ -99,6 +151,7 @@ class GlobalMemory:
 
     def __init__(self) -> None:
         self.storages: list[Storage] = []
+        self.races: dict[str, int] = {}
 
     def place(self, name: str, tensor: torch.Tensor) -> int:
         """The address of a tensor's first element; its storage is copied in when it is first seen."""
@@ -119,12 +172,13 @@ class GlobalMemory:
             if changed.any():
                 storage.bytes[changed] = storage.data[storage.lead : storage.lead + len(changed)][changed]
 
-    def load(self, addresses: NDArray[np.uint64], size: int, element: np.dtype) -> NDArray:
+    def load(self, addresses: NDArray[np.uint64], size: int, element: np.dtype, who: Threads, by: str) -> NDArray:
         """``size`` bytes at each address as rows of elements."""
         result = None
         for storage, places, lanes in self._find(addresses, size, "load"):
             unit = min(size, 8)
             rows = storage.data.view(f"u{unit}").reshape(-1, size // unit)[places].view(element)
+            self._note(storage.before_load(places, size, who, lanes), "reads", storage, by)
             storage.read.add(places, size)
             if lanes is None:
                 return rows
@@ -133,14 +187,20 @@ class GlobalMemory:
             result[lanes] = rows
         return np.empty((0, size // element.itemsize), element) if result is None else result
 
-    def store(self, addresses: NDArray[np.uint64], rows: NDArray) -> None:
+    def store(self, addresses: NDArray[np.uint64], rows: NDArray, who: Threads, by: str) -> None:
         """Rows of elements at each address."""
         size = rows.shape[1] * rows.itemsize
         for storage, places, lanes in self._find(addresses, size, "store"):
             unit = min(size, 8)
             values = np.ascontiguousarray(rows if lanes is None else rows[lanes]).view(f"u{unit}")
             storage.data.view(f"u{unit}").reshape(-1, size // unit)[places] = values
+            self._note(storage.before_store(places, size, who.chosen(lanes)), "writes", storage, by)
             storage.written.add(places, size)
+
+    def _note(self, lanes: int, what: str, storage: Storage, by: str) -> None:
+        if lanes:
+            text = f"{by} {what} bytes of {'/'.join(storage.names)} that other threads of the launch access in no fixed order"
+            self.races[text] = self.races.get(text, 0) + lanes
 
     def _find(self, addresses: NDArray[np.uint64], size: int, kind: str) -> list[tuple[Storage, NDArray, Any]]:
         """The storage, the place in units of ``size``, and the lanes (None: all) of each address."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.gpu.global_memory import AccessError, GlobalMemory
+from tests.gpu.global_memory import AccessError, GlobalMemory, Threads
 from tests.gpu.parse import Program
 from tests.gpu.shared_memory import SharedMemory
 
@@ -59,6 +59,7 @@ class Machine:
     registers: list[NDArray | None]
     issued: Counter[int] = field(default_factory=Counter)
     at: int = 0
+    barriers: int = 0
     places: NDArray[np.int64] | None = None
     active: NDArray[np.bool_] | None = None
     named: dict[str, NDArray | None] = field(default_factory=dict)
@@ -69,6 +70,13 @@ class Machine:
         self.thread = np.tile(np.arange(threads, dtype=np.uint32), count)
         self.program = np.arange(count).repeat(threads)
         self.warp = np.arange(self.lanes) // 32
+        self.own_warp = self.warp % max(threads // 32, 1)
+        x, y, z = (self.programs[:, axis] for axis in range(3))
+        self.number = (x + self.grid[0] * (y + self.grid[1] * z))[self.program]
+
+    def threads(self, lanes: NDArray | slice) -> Threads:
+        """Some lanes as global memory has to know them."""
+        return Threads(self.number, self.own_warp, self.barriers, lanes)
 
     def lane_values(self, register: int) -> NDArray:
         """A register as a vector over all lanes."""
@@ -167,7 +175,7 @@ class Machine:
         registers = [r if r is None or len(r) == 1 else r[lanes] for r in self.registers]
         return Machine(
             self.code, self.memory, self.parameters, self.grid, self.programs[chosen], self.shared.select(chosen),
-            registers, at=self.at,
+            registers, at=self.at, barriers=self.barriers,
         )  # fmt: skip
 
     def _become(self, other: Machine) -> None:

@@ -76,3 +76,15 @@ def halve(x, y, BLOCK: tl.constexpr):
     """Two lanes write each output."""
     at = tl.arange(0, BLOCK)
     tl.store(y + at // 2, tl.load(x + at))
+
+
+@triton.jit
+def exchange(x, work, y, shift, BLOCK: tl.constexpr, BARRIER: tl.constexpr):
+    """Threads hand values to each other through global memory; across programs if the block is no longer than the shift."""
+    first = tl.program_id(0) * BLOCK
+    at = tl.arange(0, BLOCK)
+    tl.store(work + first + at, tl.load(x + first + at))
+    if BARRIER:
+        tl.debug_barrier()
+    other = (first + at + shift) % (tl.num_programs(0) * BLOCK) if BLOCK <= 128 else first + (at + shift) % BLOCK
+    tl.store(y + first + at, tl.load(work + other))

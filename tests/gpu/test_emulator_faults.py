@@ -134,10 +134,20 @@ def test_written_inputs_and_results_that_no_launch_was_given_are_reported() -> N
     ]
 
 
-def test_reading_what_the_same_or_a_later_launch_writes_is_reported() -> None:
-    x, y = torch.randn(64), torch.randn(64)
-    launch = Launch(kernels.copy, (1, 1, 1), {"x": x, "y": y, "size": 64}, {"BLOCK": 64})
-    back = Launch(kernels.copy, (1, 1, 1), {"x": y, "y": x, "size": 64}, {"BLOCK": 64})
-    assert emulate([launch, back]).faults == ["copy: writes bytes of x/y that a launch before it read"]
+def test_threads_that_exchange_through_global_memory_need_a_barrier_and_one_program() -> None:
+    for block, grid, races in ((256, 1, []), (256, 2, []), (128, 2, ["reads"])):
+        x, y, work = torch.randn(512), garbage(512, dtype=torch.float32), garbage(512, dtype=torch.float32)
+        arguments = {"x": x, "work": work, "y": y, "shift": 128}
+        launch = Launch(kernels.exchange, (grid, 1, 1), arguments, {"BLOCK": block, "BARRIER": True})
+        found = emulate([launch]).faults
+        assert [word for word in ("reads", "writes") if any(f" {word} bytes of work" in f for f in found)] == races
+    launch = Launch(kernels.exchange, (1, 1, 1), arguments, {"BLOCK": 256, "BARRIER": False})
+    assert (
+        "reads bytes of work that other threads of the launch access in no fixed order" in emulate([launch]).faults[0]
+    )
+
+
+def test_writing_what_was_read_is_reported() -> None:
+    x = torch.randn(64)
     same = Launch(kernels.copy, (1, 1, 1), {"x": x, "y": x, "size": 64}, {"BLOCK": 64})
-    assert emulate([same]).faults[0] == "copy: reads bytes of x/y that it writes too"
+    assert "writes bytes of x/y that other threads" in emulate([same]).faults[0]

@@ -79,7 +79,7 @@ def access(decoder: Decoder, i: Instruction, guard: int | None) -> Step:
 def _load(
     i: Instruction, guard: int | None, at: Callable, to: list[int], element: np.dtype, kept: np.dtype, shared: bool
 ) -> Step:
-    size = element.itemsize * len(to)
+    size, text = element.itemsize * len(to), str(i)
 
     def load(m: Machine) -> None:
         lanes = _chosen(m, guard, i.negated)
@@ -89,7 +89,7 @@ def _load(
         if shared:
             rows = m.shared.load(m.program[lanes], m.warp[lanes], addresses, size, element, i)
         else:
-            rows = m.memory.load(addresses, size, element)
+            rows = m.memory.load(addresses, size, element, m.threads(lanes), text)
         for place, number in enumerate(to):
             value = rows[:, place].astype(kept)
             if not isinstance(lanes, slice):
@@ -103,6 +103,8 @@ def _load(
 
 
 def _store(i: Instruction, guard: int | None, at: Callable, what: list[int], element: np.dtype, shared: bool) -> Step:
+    text = str(i)
+
     def store(m: Machine) -> None:
         lanes = _chosen(m, guard, i.negated)
         addresses = at(m)[lanes]
@@ -112,7 +114,7 @@ def _store(i: Instruction, guard: int | None, at: Callable, what: list[int], ele
         if shared:
             m.shared.store(m.program[lanes], m.warp[lanes], addresses, rows, i)
         else:
-            m.memory.store(addresses, rows)
+            m.memory.store(addresses, rows, m.threads(lanes), text)
 
     return store
 
@@ -143,7 +145,8 @@ def copy(decoder: Decoder, i: Instruction, guard: int | None) -> Step:
             raise EmulationError("a copy of a part of its size")
         rows = np.zeros((len(places), size), np.uint8)
         full = sizes == size
-        rows[full] = m.memory.load(addresses[full], size, np.dtype(np.uint8))
+        who = m.threads(lanes).chosen(np.flatnonzero(full))
+        rows[full] = m.memory.load(addresses[full], size, np.dtype(np.uint8), who, str(i))
         m.shared.copy(m.program[lanes], m.warp[lanes], places, rows, i)
 
     return start
