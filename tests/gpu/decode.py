@@ -43,6 +43,13 @@ class Decoder:
             raise UnknownPtx(f"operand {name!r} is no register of {bits} bits")
         return number
 
+    def destination(self, name: str, bits: int) -> tuple[int, np.dtype]:
+        """The number and type of a register that a value of some bits is loaded into: as wide or wider."""
+        number = self.numbers.get(name)
+        if number is None or self.widths[number] < bits:
+            raise UnknownPtx(f"operand {name!r} is no register of {bits} bits or more")
+        return number, UNSIGNED[self.widths[number]]
+
     def operand(self, text: str | tuple[str, ...], bits: int) -> int:
         """The number of a register or constant."""
         if isinstance(text, tuple):

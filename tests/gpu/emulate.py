@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m tests.gpu.emulate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("op", help="depthwise_conv, pointwise_conv, squeeze_excite_gate or stem_conv")
+    parser.add_argument("op", help="depthwise_conv, pointwise_conv, squeeze_excite_gate, squeeze_excite or stem_conv")
     for name, words in (("n", "images"), ("c", "input channels"), ("h", "input rows"), ("w", "input columns")):
         parser.add_argument(f"--{name}", type=_size, required=True, help=words)
     parser.add_argument("--out", type=_size, help="output channels")
@@ -57,6 +57,7 @@ TAKES = {
     "depthwise_conv": {"kernel", "stride", "padding", "dilation", "activation", "mean"},
     "pointwise_conv": {"out", "activation", "gate", "residual"},
     "squeeze_excite_gate": {"squeeze", "activation"},
+    "squeeze_excite": {"squeeze", "activation"},
     "stem_conv": {"out", "kernel", "stride", "padding", "dilation", "activation", "bytes", "layout"},
 }
 """The options that mean something to an op; others are refused rather than ignored."""

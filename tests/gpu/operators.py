@@ -16,6 +16,12 @@ from mnv3_fast.ops.depthwise_conv import triton_kernel as depthwise_kernel
 from mnv3_fast.ops.elements import ACTIVATIONS, output_size
 from mnv3_fast.ops.pointwise_conv import reference as pointwise_reference
 from mnv3_fast.ops.pointwise_conv import triton_kernel as pointwise_kernel
+from mnv3_fast.ops.squeeze_excite import reference as squeeze_reference
+from mnv3_fast.ops.squeeze_excite import triton_kernel as squeeze_kernel
+from mnv3_fast.ops.squeeze_excite_gate import reference as gate_reference
+from mnv3_fast.ops.squeeze_excite_gate import triton_kernel as gate_kernel
+from mnv3_fast.ops.stem_conv import reference as stem_reference
+from mnv3_fast.ops.stem_conv import triton_kernel as stem_kernel
 from tests.gpu.device import garbage
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -115,7 +121,8 @@ def _code(request: Request) -> int:
 def _both(function: Callable, *arguments: object, dtype: torch.dtype) -> tuple:
     """A reference in fp64, and in torch's arithmetic of a dtype."""
     return tuple(
-        function(*(a.to(to) if isinstance(a, Tensor) else a for a in arguments)) for to in (torch.float64, dtype)
+        function(*(a.to(to) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments))
+        for to in (torch.float64, dtype)
     )
 
 
@@ -131,7 +138,7 @@ def depthwise_conv(request: Request) -> Run:
     output = _empty_map(request.n, request.c, *request.out_size, dtype)
     results, outputs, sums = {"output": Result(lambda: output, exact, theirs)}, [output], None
     if request.mean:
-        sums = garbage(*depthwise_kernel.sums_shape(output, request.window), dtype=torch.float32)
+        sums = garbage(*depthwise_kernel.sums_shape(output, (kernel, kernel), request.window), dtype=torch.float32)
         pixels = request.out_size[0] * request.out_size[1]
         results["mean"] = Result(lambda: (sums.sum(1) / pixels).to(dtype), exact_mean, their_mean)
         outputs.append(sums)
@@ -158,9 +165,83 @@ def pointwise_conv(request: Request) -> Run:
     return Run(launches, inputs, [output], {"output": Result(lambda: output, exact, theirs)})
 
 
+def stem_conv(request: Request) -> Run:
+    """The first convolution; with ``bytes`` of a uint8 image that is normalised on the way in."""
+    generator, dtype, kernel = _numbers(request), request.torch_dtype, request.kernel
+    outs = request.out or request.c
+    x = _random(request, generator, request.n, request.c, request.h, request.w)
+    scale = shift = None
+    if request.bytes:
+        x = (x * 60 + 128).clamp(0, 255).to(torch.uint8)
+        scale = (torch.rand(request.c, generator=generator) / 60).to(dtype).float()
+        shift = _random(request, generator, request.c)
+    weight = _random(request, generator, outs, request.c, kernel, kernel, scale=(2 / (request.c * kernel**2)) ** 0.5)
+    bias = _random(request, generator, outs, scale=0.3)
+    arguments = (weight, bias, *NO_NORM, scale, shift, *request.window, _code(request))
+    exact, theirs = _both(stem_reference.stem_conv, x, *arguments, dtype=dtype)
+    output = _empty_map(request.n, outs, *request.out_size, dtype)
+    image = _map(x, torch.uint8 if request.bytes else dtype)
+    image = image.contiguous() if request.layout == "contiguous" else image
+    inputs = [image, packing.pack_stem(weight, dtype), bias]
+    extra = [] if scale is None or shift is None else [scale, shift]
+    window, code = request.window, _code(request)
+    launches = stem_kernel.launches(*inputs, output, (kernel, kernel), window, code, *extra)
+    return Run(launches, inputs + extra, [output], {"output": Result(lambda: output, exact, theirs)})
+
+
+def _layers(request: Request, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights and biases of both layers of squeeze-excite."""
+    c, squeeze = request.c, request.squeeze or max(1, request.c // 4)
+    first = _random(request, generator, squeeze, c, scale=(2 / c) ** 0.5)
+    second = _random(request, generator, c, squeeze, scale=(2 / squeeze) ** 0.5)
+    first_bias, second_bias = _random(request, generator, squeeze, scale=0.1), _random(request, generator, c)
+    return first, first_bias, second, second_bias
+
+
+def _packed_layers(layers: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
+    return [packing.pack_pointwise(t, dtype) if t.dim() == 2 else t for t in layers]
+
+
+def _workspace(request: Request, squeeze: int) -> Tensor:
+    return garbage(gate_kernel.workspace_size(request.n, request.c, squeeze), dtype=request.torch_dtype)
+
+
+def squeeze_excite_gate(request: Request) -> Run:
+    """The gate from sums of channels, which come as the sums of each row of a map [h, w]."""
+    generator, dtype = _numbers(request), request.torch_dtype
+    sums = torch.randn(request.n, request.h, request.c, generator=generator) * request.w
+    pixels, layers = request.h * request.w, _layers(request, generator)
+    mean = sums.double().sum(1) / pixels
+    exact, theirs = _both(gate_reference.squeeze_excite_gate, mean, *layers, _code(request), 0, 1 / 6, dtype=dtype)
+    packed = _packed_layers(layers, dtype)
+    gates = garbage(request.n, request.c, dtype=dtype)
+    workspace = _workspace(request, len(layers[0]))
+    launches = gate_kernel.launches(sums, pixels, *packed, gates, workspace, _code(request), 0, 1 / 6)
+    return Run(launches, [sums, *packed], [gates], {"gates": Result(lambda: gates, exact, theirs)})
+
+
+def squeeze_excite(request: Request) -> Run:
+    """Sums, gate and product."""
+    generator, dtype = _numbers(request), request.torch_dtype
+    x = _random(request, generator, request.n, request.c, request.h, request.w)
+    layers = _layers(request, generator)
+    exact, theirs = _both(squeeze_reference.squeeze_excite, x, *layers, _code(request), 0, 1 / 6, dtype=dtype)
+    packed, image = _packed_layers(layers, dtype), _map(x, dtype)
+    output = _empty_map(request.n, request.c, request.h, request.w, dtype)
+    sums = garbage(*squeeze_kernel.sums_shape(image), dtype=torch.float32)
+    gates = garbage(request.n, request.c, dtype=torch.float32)
+    work = _workspace(request, len(layers[0]))
+    launches = squeeze_kernel.launches(image, *packed, output, sums, gates, work, _code(request), 0, 1 / 6)
+    outputs = [output, sums, gates]
+    return Run(launches, [image, *packed], outputs, {"output": Result(lambda: output, exact, theirs)})
+
+
 OPERATORS: dict[str, Callable[[Request], Run]] = {
     "depthwise_conv": depthwise_conv,
     "pointwise_conv": pointwise_conv,
+    "squeeze_excite_gate": squeeze_excite_gate,
+    "squeeze_excite": squeeze_excite,
+    "stem_conv": stem_conv,
 }
 
 

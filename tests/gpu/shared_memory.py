@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ class _Access:
     warps: NDArray[np.int64]
     writes: bool
     by: Instruction
+    agreed: bool = False
+    """All lanes that write a byte in this instruction write the same."""
 
 
 @dataclass
@@ -35,8 +37,9 @@ class _Copy:
 class SharedMemory:
     """``programs`` times ``size`` bytes. Accesses are logged, and compared with each other at each barrier.
 
-    Two accesses of a byte, one of them a write, by different warps and with no barrier between them are a race. Within a
-    warp the program's order counts. A copy that is under way is a write in every span between barriers from its start
+    Two accesses of a byte, one of them a write, by different warps and with no barrier between them are a race; but one
+    instruction by which several warps write the same value is none, since Triton keeps copies of a value in several warps
+    and stores them all. Within a warp the program's order counts. A copy that is under way is a write in every span between barriers from its start
     to the wait for it; its bytes land at the wait, and until then NaN is read in their place.
     """
 
@@ -64,8 +67,11 @@ class SharedMemory:
         """Write rows of elements."""
         size = rows.shape[1] * rows.itemsize
         places = self._places(program, addresses, size, "store")
-        self.log.append(_Access(places, size, warps, True, by))
         self._write(places, size, rows)
+        unit = min(size, 8)
+        kept = self.data.view(f"u{unit}").reshape(-1, size // unit)[places]
+        agreed = bool((kept == np.ascontiguousarray(rows).view(f"u{unit}")).all())
+        self.log.append(_Access(places, size, warps, True, by, agreed))
 
     def copy(self, program: NDArray, warps: NDArray, addresses: NDArray, rows: NDArray, by: Instruction) -> None:
         """Start a copy of rows of bytes, which land at :meth:`wait`."""
@@ -108,7 +114,8 @@ class SharedMemory:
             before = owner[at]
             self._report((before != -1) & (before != warps), access, writes, author[at])
             owner[at], author[at] = warps, order
-            self._report(owner[at] != warps, access, writes, author[at])
+            if not access.agreed:
+                self._report(owner[at] != warps, access, writes, author[at])
         for access in accesses:
             if not access.writes:
                 at, warps = _spread(access, granule)
@@ -150,7 +157,7 @@ class SharedMemory:
             shift = new[old[lanes]] - old[lanes]
             places = access.places[lanes] + shift * (self.stride // access.size)
             warps = access.warps[lanes] + shift * self.warps
-            return _Access(places, access.size, warps, access.writes, access.by), lanes
+            return replace(access, places=places, warps=warps), lanes
 
         part.log = [kept(access)[0] for access in self.log]
         for copy in self.copies:

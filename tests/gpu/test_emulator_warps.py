@@ -166,6 +166,9 @@ def test_words_of_another_warp_need_a_barrier() -> None:
 def test_two_warps_that_write_the_same_word_race() -> None:
     registers = {"%r2": np.arange(THREADS, dtype=np.uint32) % 32 * 4, "%r10": words()}
     assert run_lines("st.shared.b32 [%r2], %r10;", registers, THREADS, shared=128).shared.races
+    same = {**registers, "%r10": np.tile(words(32), 2)}
+    assert not run_lines("st.shared.b32 [%r2], %r10;", same, THREADS, shared=128).shared.races
+    assert run_lines("st.shared.b32 [%r2], %r10;\nld.shared.b32 %r1, [%r2];", same, THREADS, shared=128).shared.races
     lines = "@%p1 st.shared.b32 [%r2], %r10;\nbar.sync 0;\n@!%p1 st.shared.b32 [%r2], %r10;"
     registers["%p1"] = np.arange(THREADS) < 32
     assert not run_lines(lines, registers, THREADS, shared=128).shared.races
@@ -199,13 +202,15 @@ def test_narrow_and_wide_loads_and_moves() -> None:
     registers = {"%r2": np.arange(32, dtype=np.uint32) * 16, "%r10": words(32), "%r11": words(32)}
     lines = (
         "mov.b64 %rd1, {%r10, %r11};\nst.shared.b64 [%r2], %rd1;\nld.shared.b8 %rs1, [%r2+7];\nld.shared.s8 %rs2, [%r2+7];\n"
-        "ld.shared.v4.b16 {%rs3, %rs4, %rs5, %rs6}, [%r2];\nmov.b32 %r3, {%rs5, %rs6};\nmov.b32 {%rs7, _}, %r11;\nmov.b64 {%r4, %r5}, %rd1;"
+        "ld.shared.v4.b16 {%rs3, %rs4, %rs5, %rs6}, [%r2];\nmov.b32 %r3, {%rs5, %rs6};\nmov.b32 {%rs7, _}, %r11;\nmov.b64 {%r4, %r5}, %rd1;\nld.shared.s32 %rd2, [%r2];\nld.shared.b32 %rd3, [%r2];"
     )
     machine = run_lines(lines, registers, 32, shared=512)
     top = registers["%r11"] >> 24
     assert np.array_equal(result(machine, "%rs1"), top)
     assert np.array_equal(result(machine, "%rs2").view(np.int16), top.astype(np.uint8).view(np.int8))
     assert np.array_equal(result(machine, "%r3"), registers["%r11"])
+    assert np.array_equal(result(machine, "%rd2").view(np.int64), registers["%r10"].view(np.int32))
+    assert np.array_equal(result(machine, "%rd3"), registers["%r10"])
     assert np.array_equal(result(machine, "%rs7"), registers["%r11"] & 0xFFFF)
     assert np.array_equal(result(machine, "%r4"), registers["%r10"]) and np.array_equal(
         result(machine, "%r5"), registers["%r11"]

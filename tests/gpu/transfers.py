@@ -47,12 +47,18 @@ def _chosen(m: Machine, guard: int | None, negated: bool) -> NDArray[np.int64] |
 
 
 def _load_parameter(decoder: Decoder, i: Instruction, guard: int | None) -> Step:
-    kind = re.fullmatch(r"ld\.param\.[bsuf](32|64)", i.opcode)
+    kind = re.fullmatch(r"ld\.param\.([bsuf])(8|16|32|64)", i.opcode)
     name = re.fullmatch(r"\[(\w+)\]", str(i.operands[1]))
     if not kind or not name or guard is not None:
         raise UnknownPtx(f"unknown opcode {i.opcode}")
-    to, whole = decoder.register(str(i.operands[0]), int(kind.group(1))), UNSIGNED[int(kind.group(1))]
-    return lambda m: m.write(to, np.array([m.parameters[name.group(1)]], np.uint64).astype(whole), m.active)
+    to, kept = decoder.destination(str(i.operands[0]), int(kind.group(2)))
+    narrow = np.dtype(f"{'i' if kind.group(1) == 's' else 'u'}{int(kind.group(2)) // 8}")
+
+    def load(m: Machine) -> None:
+        value = np.array([m.parameters[name.group(1)]], np.uint64).astype(narrow)
+        m.write(to, value.astype(kept), m.active)
+
+    return load
 
 
 def access(decoder: Decoder, i: Instruction, guard: int | None) -> Step:
@@ -73,11 +79,11 @@ def access(decoder: Decoder, i: Instruction, guard: int | None) -> Step:
     shared = space == "shared"
     if kind == "st":
         return _store(i, guard, at, [decoder.operand(n, width) for n in names], element, shared)
-    return _load(i, guard, at, [decoder.register(n, width) for n in names], element, UNSIGNED[width], shared)
+    return _load(i, guard, at, [decoder.destination(n, width) for n in names], element, shared)
 
 
 def _load(
-    i: Instruction, guard: int | None, at: Callable, to: list[int], element: np.dtype, kept: np.dtype, shared: bool
+    i: Instruction, guard: int | None, at: Callable, to: list[tuple[int, np.dtype]], element: np.dtype, shared: bool
 ) -> Step:
     size, text = element.itemsize * len(to), str(i)
 
@@ -90,7 +96,7 @@ def _load(
             rows = m.shared.load(m.program[lanes], m.warp[lanes], addresses, size, element, i)
         else:
             rows = m.memory.load(addresses, size, element, m.threads(lanes), text)
-        for place, number in enumerate(to):
+        for place, (number, kept) in enumerate(to):
             value = rows[:, place].astype(kept)
             if not isinstance(lanes, slice):
                 old = m.registers[number]
