@@ -70,7 +70,8 @@ class Artefact:
     opcodes: Counter[str] = field(repr=False)
     pending: int
     """Bytes that a thread has asked for, at most, before it waits for the first of them."""
-    has_loop: bool
+    loops: tuple[int, ...]
+    """Instructions of each loop, one inside of another counted in both."""
 
     def count(self, pattern: str) -> int:
         """Instructions whose opcode starts with a pattern."""
@@ -111,6 +112,12 @@ class Artefact:
         """Instructions of tensor cores."""
         return self.count(TENSOR_CORE[self.architecture])
 
+    def executed(self, rounds: int) -> int:
+        """Instructions that a thread issues if its only loop, where there is one, is run some times."""
+        if len(self.loops) > 1:
+            raise ValueError(f"{self.kernel} has {len(self.loops)} loops")
+        return self.instructions + (rounds - 1) * sum(self.loops)
+
     @property
     def in_flight(self) -> int:
         """Bytes that a multiprocessor full of this kernel has under way."""
@@ -131,7 +138,7 @@ def inspect(compiled: Compiled, architecture: int) -> Artefact:
     programs, part, limit = occupancy(architecture, registers, compiled.shared, threads)
     return Artefact(
         compiled.name, architecture, threads, registers, stack, local, compiled.shared, programs, part, limit,
-        Counter(opcode for opcode, _ in lines), _pending(lines), _has_loop(text),
+        Counter(opcode for opcode, _ in lines), _pending(lines), _loops(text),
     )  # fmt: skip
 
 
@@ -148,16 +155,20 @@ def _tools(cubin: bytes) -> tuple[str, str]:
     return outputs[0], outputs[1]
 
 
-def _has_loop(text: str) -> bool:
-    """Whether a branch goes back; the one to itself after the end is no loop."""
+def _loops(text: str) -> tuple[int, ...]:
+    """The lengths of the loops, by the branches that go back; one to itself, which fills the end, is no loop."""
     seen: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines()):
+    number, found = 0, {}
+    for line in text.splitlines():
         if label := re.match(r"(\.L_x_\d+):", line):
             seen[label.group(1)] = number
+        if not _LINE.search(line):
+            continue
+        number += 1
         branch = re.search(r"BRA\S*\s+(?:\S+,\s*)?`\((\.L_x_\d+)\)", line)
         if branch and seen.get(branch.group(1), number) < number - 1:
-            return True
-    return False
+            found[branch.group(1)] = number - seen[branch.group(1)]
+    return tuple(found.values())
 
 
 def _pending(lines: list[tuple[str, str]]) -> int:

@@ -136,7 +136,7 @@ def test_edges(request_: Request, dtype: str) -> None:
 
 
 PLANTED = {
-    "depthwise_conv": (Request("depthwise_conv", 1, 24, 9, 9, kernel=3, mean=True), ("bound",)),
+    "depthwise_conv": (Request("depthwise_conv", 1, 24, 9, 9, kernel=3, mean=True), ("barrier", "bound")),
     "pointwise_conv": (Request("pointwise_conv", 2, 72, 5, 7, out=40, gate=True), ("barrier", "bound", "mma")),
     "squeeze_excite_gate": (Request("squeeze_excite_gate", 3, 72, 3, 3, squeeze=24), ("barrier", "bound", "mma")),
     "squeeze_excite": (Request("squeeze_excite", 2, 72, 5, 5, squeeze=24), ("barrier", "bound", "mma")),
