@@ -55,6 +55,8 @@ class Report:
     threads: int
     traffic: dict[str, Traffic]
     races: dict[str, int]
+    rewritten: int = 0
+    """Bytes that the launch wrote more than once."""
     instructions: dict[str, int] = field(default_factory=dict)
     """Instructions that threads issued, by class; those that a predicate switched off included."""
 
@@ -156,7 +158,7 @@ class Device:
 
     def _report(self, code: Code, chosen: NDArray, races: dict[str, int], issued: Counter) -> Report:
         self.memory.copy_back()
-        traffic = {}
+        traffic, rewritten = {}, 0
         for number, storage in enumerate(self.memory.storages):
             reads, writes = storage.counts("read"), storage.counts("written")
             if reads.any() or writes.any():
@@ -165,12 +167,15 @@ class Device:
                     storage.read.narrowest, storage.written.narrowest,
                 )  # fmt: skip
                 traffic["/".join(storage.names)] = moved
+            rewritten += int((writes > 1).sum())
             self._writes[number] = writes.copy() + self._writes.get(number, 0)
         names = code.program.instructions
         classes: Counter[str] = Counter()
         for place, count in issued.items():
             classes[_class_of(names[place].opcode)] += count * code.program.threads
-        report = Report(code.program.name, len(chosen), code.program.threads, traffic, dict(races), dict(classes))
+        report = Report(
+            code.program.name, len(chosen), code.program.threads, traffic, dict(races), rewritten, dict(classes)
+        )
         self.reports.append(report)
         self.faults += [f"{report.kernel}: race: {text} ({count} times)" for text, count in races.items()]
         return report
