@@ -32,8 +32,8 @@ MULTIPROCESSORS = {
     100: Multiprocessor(65536, 228 << 10, 2048, 32),
     120: Multiprocessor(65536, 100 << 10, 1536, 24),
 }
-TENSOR_CORE = {80: r"HMMA", 86: r"HMMA", 89: r"HMMA", 90: r"HGMMA|HMMA", 100: r"UTC\w*MMA", 120: r"HMMA"}
-"""The opcodes of 16-bit matrix products."""
+TENSOR_CORE = {80: r"HMMA", 86: r"HMMA", 89: r"HMMA", 90: r"HGMMA|HMMA", 100: r"UTC\w*MMA|HMMA", 120: r"HMMA"}
+"""The opcodes of 16-bit matrix products; those of new architectures take 64 rows, and fewer go the older way."""
 
 
 def occupancy(architecture: int, registers: int, shared: int, threads: int) -> tuple[int, float, str]:

@@ -9,9 +9,11 @@ import pytest
 import torch
 import triton
 
+from mnv3_fast.gpu import compilation
 from mnv3_fast.gpu.launch import Launch
 from tests.gpu import small_kernels as kernels
-from tests.gpu.compile import WrongTriton, compile_launch, require_triton
+from tests.gpu.artefacts import network_launches
+from tests.gpu.compile import WrongTriton, compile_launch, require_triton, specialise
 
 
 def copy_of(x: torch.Tensor, size: int, block: int = 512) -> str:
@@ -35,6 +37,16 @@ def test_sizes_and_pointers_are_specialised_as_in_a_launch() -> None:
 def test_the_same_specialisation_is_compiled_once() -> None:
     x = torch.zeros(4096)
     assert copy_of(x, 1008) is copy_of(x.clone(), 2048)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_library_compiles_ahead_what_a_launch_would_compile(dtype: torch.dtype) -> None:
+    for launch in network_launches("large", dtype, 1) + network_launches("small", dtype, 128):
+        _, _, _, signature, constants, attributes = specialise(launch)
+        assert compilation.signature(launch) == signature
+        assert {(launch.kernel.arg_names.index(name),): value for name, value in launch.constants.items()} == constants
+        aligned = [name for name in signature if attributes.get((launch.kernel.arg_names.index(name),))]
+        assert sorted(compilation._aligned(launch)) == sorted(aligned)
 
 
 @pytest.mark.parametrize("architecture", [80, 90, "gfx942", "gfx1100"])

@@ -1,0 +1,71 @@
+"""The command line of the emulator: what it prints, and its exit status."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.gpu.emulate import main
+
+POINTWISE = ["pointwise_conv", "--n", "1", "--c", "40", "--h", "3", "--w", "5", "--out", "24", "--dtype", "fp16"]
+DEPTHWISE = ["depthwise_conv", "--n", "1", "--c", "8", "--h", "5", "--w", "5", "--dtype", "fp32"]
+
+
+def test_a_right_kernel_is_printed_as_json_with_status_0(capsys: pytest.CaptureFixture) -> None:
+    assert main([*POINTWISE, "--gate", "--residual", "--activation", "hardswish"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["faults"] == [] and printed["planted"] is None
+    assert 0 < printed["error"]["output"] <= printed["tolerance"]["output"]
+    assert printed["written"] == 3 * 5 * 24 * 2
+    assert printed["requested"] >= printed["unique"] > 3 * 5 * (40 + 24) * 2
+
+
+@pytest.mark.parametrize("arguments", [
+    ["squeeze_excite_gate", "--n", "2", "--c", "24", "--h", "3", "--w", "3", "--squeeze", "8", "--dtype", "bf16"],
+    ["squeeze_excite", "--n", "1", "--c", "8", "--h", "3", "--w", "3", "--squeeze", "8", "--dtype", "fp32"],
+    ["stem_conv", "--n", "1", "--c", "3", "--h", "9", "--w", "9", "--out", "16", "--stride", "2", "--bytes", "--dtype", "fp16"],
+    [*DEPTHWISE, "--kernel", "5", "--stride", "2", "--padding", "1", "--dilation", "1", "--mean"],
+], ids=lambda arguments: arguments[0])  # fmt: skip
+def test_every_op_is_right(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["faults"] == []
+
+
+@pytest.mark.parametrize(("fault", "word"), [("barrier", "race"), ("bound", "out of bounds"), ("mma", "error")])
+def test_a_planted_fault_gives_status_1(fault: str, word: str, capsys: pytest.CaptureFixture) -> None:
+    assert main([*POINTWISE, "--plant", fault]) == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["planted"].startswith(fault)
+    assert any(word in found for found in printed["faults"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*DEPTHWISE, "--plant", "mma"], "--plant mma: the compiled kernel has no matrix product"),
+        ([*DEPTHWISE, "--gate"], "depthwise_conv takes no --gate"),
+        ([*DEPTHWISE, "--kernel", "4"], "--kernel must be 1, 3, 5 or 7, got 4"),
+        ([*DEPTHWISE, "--padding", "-1"], "--padding must be at least 0, got -1"),
+        ([*DEPTHWISE, "--padding", "0", "--dilation", "9"], "the window does not fit into a map of 5 x 5"),
+        ([*DEPTHWISE, "--dtype", "fp64"], "argument --dtype: invalid choice: 'fp64'"),
+        (
+            ["depthwise_conv", "--n", "0", "--c", "8", "--h", "5", "--w", "5", "--dtype", "fp16"],
+            "argument --n: must be at least 1, got 0",
+        ),
+        (
+            ["depthwise_conv", "--n", "x", "--c", "8", "--h", "5", "--w", "5", "--dtype", "fp16"],
+            "argument --n: invalid",
+        ),
+        (["conv", *DEPTHWISE[1:]], "op must be one of depthwise_conv, pointwise_conv"),
+        (DEPTHWISE[:-2], "the following arguments are required: --dtype"),
+    ],
+)
+def test_bad_arguments_give_status_2_and_a_message(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.out == ""
