@@ -54,7 +54,7 @@ def test_maps_are_read_and_written_in_128_bits(dtype: str, architecture: int) ->
             m, n, k = (constants[f"TILE_{letter}"] for letter in "MNK")
             size = special.launch.arguments["output"].element_size()
             assert artefact.wide_loads * artefact.threads * 16 >= (m * k + n * k + m * n) * size, special.label()
-narrow_copies = artefact.count(r"LDGSTS") - artefact.count(r"LDGSTS\.\S*128$")
+            narrow_copies = artefact.count(r"LDGSTS") - artefact.count(r"LDGSTS\.\S*128$")
             assert narrow_copies == 0 or constants["GATE"], special.label()
         assert artefact.wide_loads > 0 or special.kernel in NARROW, special.label()
 
