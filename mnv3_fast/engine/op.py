@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from mnv3_fast.engine import reference
+from mnv3_fast import gpu
+from mnv3_fast.gpu import DTYPES
 from mnv3_fast.ops import registration
 from mnv3_fast.ops.elements import empty_nhwc, output_size
 
@@ -19,18 +22,38 @@ def output_shape(height: int, width: int, geometry: list[int]) -> tuple[int, int
     return height, width
 
 
+def dtype_of(geometry: Sequence[int]) -> torch.dtype:
+    """The dtype of an engine's activations and output; float32 where the geometry is left out.
+
+    A geometry's first number is twice the dtype's place, and 1 more where the output is a map.
+
+    Raises:
+        ValueError: for a number that stands for none.
+    """
+    index = geometry[0] >> 1 if geometry else 0
+    if not 0 <= index < len(DTYPES):
+        raise ValueError(f"run_plan: geometry must start with a number from 0 to 5, got {geometry[0]}")
+    return DTYPES[index]
+
+
+def _reference(input: Tensor, plan: Tensor, geometry: list[int]) -> Tensor:
+    from mnv3_fast.engine.reference import run_plan  # built of the other ops, which are being registered now
+
+    return run_plan(input, plan, geometry)
+
+
 def _fake(input: Tensor, plan: Tensor, geometry: list[int]) -> Tensor:
     if len(geometry) % 10 != 2:
         raise ValueError(f"run_plan: geometry must be an engine's, with 2 numbers and 10 a layer, got {len(geometry)}")
-    like = input.new_empty(0, dtype=torch.float32)
-    if geometry[0] == 0:
+    like = input.new_empty(0, dtype=dtype_of(geometry))
+    if geometry[0] % 2 == 0:
         return like.new_empty(input.shape[0], geometry[1])
     return empty_nhwc(like, input.shape[0], geometry[1], *output_shape(input.shape[2], input.shape[3], geometry))
 
 
 OP = registration.register(
     "run_plan(Tensor input, Tensor plan, int[] geometry) -> Tensor",
-    reference.run_plan,
+    _reference,
     _fake,
     ranks=(("input", (4,)), ("plan", (1,))),
 )
@@ -43,3 +66,14 @@ def _only_kernels(tensors: list[Tensor]) -> int:
 # What packed weights were made of (csrc/watch.h). The result of the second is for mnv3_fast._C.Watch, which frees it.
 STATE = registration.register("tensor_state(Tensor[] tensors) -> int", _only_kernels, _only_kernels, guarded=False)
 WATCH = registration.register("watch(Tensor[] tensors) -> int", _only_kernels, _only_kernels, guarded=False)
+
+
+def _on_gpu(input: Tensor, plan: Tensor, geometry: list[int]) -> Tensor:
+    if gpu.missing_reason() is not None:
+        return registration.run_reference(_reference, (input, plan, geometry))
+    from mnv3_fast.gpu.execute import run_plan  # Triton is not imported before a tensor on a GPU needs it
+
+    return run_plan(input, plan, geometry)
+
+
+registration.LIBRARY.impl("run_plan", _on_gpu, "CUDA")

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnv3_fast import _library
+from mnv3_fast import _library, gpu
 from mnv3_fast.engine import cache
 from mnv3_fast.engine.op import OP as RUN_PLAN
 from mnv3_fast.ops import registration
 
+Stages = Callable[[Sequence[Tensor], Sequence[int], Sequence[float]], list[Any]]
 Pack = Callable[[list[Tensor], Sequence[int], Sequence[float]], cache.Plan]
 
 
@@ -28,11 +29,17 @@ class PackedOp:
     """
 
     def __init__(
-        self, name: str, reference: Callable[..., Any], fake: Callable[..., Any], flops: Callable[..., int], pack: Pack
+        self,
+        name: str,
+        reference: Callable[..., Any],
+        fake: Callable[..., Any],
+        flops: Callable[..., int],
+        pack: Pack,
+        stages: Stages,
     ) -> None:
         schema = f"{name}(Tensor input, Tensor[] tensors, int[] spec, float[] constants) -> Tensor"
         self.op = op = registration.register(schema, reference, fake, flops, guarded=False)
-        self._name, self._pack = name, pack
+        self._name, self._pack, self._stages, self._reference = name, pack, stages, reference
 
         def flat(input: Tensor, spec: Any, constants: Any, *tensors: Tensor) -> Tensor:
             return op(input, list(tensors), spec, constants)
@@ -44,6 +51,8 @@ class PackedOp:
         self.function = registration.differentiable(name, flat, flat_reference)
         if _library.EXTENSION:
             registration.LIBRARY.impl(name, self._kernel, "CPU")
+
+        registration.LIBRARY.impl(name, self._on_gpu, "CUDA")
 
     def packed(self, tensors: list[Tensor], spec: Sequence[int], constants: Sequence[float]) -> cache.Entry:
         """The plan, packed now if there is none or its tensors have changed."""
@@ -57,6 +66,15 @@ class PackedOp:
     def run(self, input: Tensor, tensors: list[Tensor], spec: list[int], constants: list[float]) -> Tensor:
         """The op on its flattened arguments, differentiably where that is asked for."""
         return registration.call(self._flat, self._flat_reference, self.function, (input, spec, constants, *tensors))
+
+    def _on_gpu(self, input: Tensor, tensors: list[Tensor], spec: list[int], constants: list[float]) -> Tensor:
+        registration.refuse_grad(self._name, (input, tensors))
+        arguments = (tensors, spec, constants)
+        if gpu.missing_reason() is not None:
+            return registration.run_reference(self._reference, (input, *arguments))
+        from mnv3_fast.gpu.execute import run_stages  # Triton is not imported before a tensor on a GPU needs it
+
+        return run_stages(self._name, self._reference, self._stages(*arguments), input, arguments)
 
     def _kernel(self, input: Tensor, tensors: list[Tensor], spec: list[int], constants: list[float]) -> Tensor:
         registration.refuse_grad(self._name, (input, tensors))

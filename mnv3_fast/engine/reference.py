@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from mnv3_fast.engine.kinds import BLOCK, LINEAR, POINTWISE, POOL, STEM
+from mnv3_fast.engine.kinds import BLOCK, LINEAR, POOL, STEM
+from mnv3_fast.engine.op import dtype_of
 from mnv3_fast.engine.plan import (
     Node,
     floats_at,
@@ -16,83 +19,82 @@ from mnv3_fast.engine.plan import (
     unpack_panels,
     unpack_pointwise,
 )
-from mnv3_fast.ops.elements import activate
-from mnv3_fast.ops.squeeze_excite_gate.reference import squeeze_excite_gate
+from mnv3_fast.ops.inverted_residual.layout import HAS_BIAS
+from mnv3_fast.ops.network.layout import Stage, join
+from mnv3_fast.ops.network.reference import network
 
 
-def run_plan(input: Tensor, plan: Tensor, geometry: list[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Execute a plan: [N, C, H, W] -> [N, F] or a map. ``dtype`` is the dtype of the arithmetic."""
-    steps = {STEM: _stem, BLOCK: _block, POINTWISE: _pointwise, POOL: _pool, LINEAR: _linear}
+@dataclass(frozen=True)
+class Unpacked:
+    """A plan as stages with folded weights (float32 views or copies on the plan's device), and its normalisation."""
+
+    stages: list[Stage]
+    scale: Tensor | None
+    shift: Tensor | None
+
+
+def unpack(plan: Tensor) -> Unpacked:
+    """The inverse of ``pack_stages``, BatchNorm folded.
+
+    Raises:
+        ValueError: if it is no plan.
+    """
+    nodes = read_plan(plan)
+    scale = shift = None
+    if nodes[0].kind == STEM and nodes[0].words[16]:
+        scale, shift = (floats_at(plan, nodes[0].words[i], nodes[0].words[1]) for i in (17, 18))
+    return Unpacked([_stage_of(plan, node) for node in nodes], scale, shift)
+
+
+def run_plan(input: Tensor, plan: Tensor, geometry: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """Execute a plan: [N, C, H, W] -> [N, F] or a map. ``dtype`` is that of the arithmetic, by default the engine's."""
+    dtype = dtype_of(geometry) if dtype is None else dtype
+    unpacked = unpack(plan.to(input.device))
     x = input.to(dtype)
-    for node in read_plan(plan):
-        x = steps[node.kind](node, plan.to(input.device), x)
-    return x
+    if unpacked.scale is not None and unpacked.shift is not None:
+        x = x * unpacked.scale.to(dtype).view(-1, 1, 1) + unpacked.shift.to(dtype).view(-1, 1, 1)
+    tensors, spec, constants = join(unpacked.stages)
+    return network(x, [tensor.to(dtype) for tensor in tensors], spec, constants)
 
 
-def _panels(plan: Tensor, offset: int, outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
-    padded = -(-outputs // 16) * 16
-    return unpack_panels(floats_at(plan, offset, padded * inputs), outputs).to(dtype)
-
-
-def _weight(plan: Tensor, offset: int, outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
-    packed = floats_at(plan, offset, pointwise_floats(inputs, outputs))
-    return unpack_pointwise(packed, outputs, inputs).to(dtype)
-
-
-def _vector(plan: Tensor, offset: int, size: int, dtype: torch.dtype) -> Tensor:
-    return floats_at(plan, offset, size).to(dtype)
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor, window: list[int], groups: int) -> Tensor:
-    stride, pads, dilation = window[2:4], window[4:8], window[8:10]
-    return functional.conv2d(functional.pad(x, pads), weight, bias, stride, 0, dilation, groups)
-
-
-def _stem(node: Node, plan: Tensor, x: Tensor) -> Tensor:
+def _stage_of(plan: Tensor, node: Node) -> Stage:
     words = node.words
-    inputs, outputs = words[1], words[2]
-    window = [words[3 + i] for i in range(10)]
-    if words[16]:
-        scale, shift = (_vector(plan, words[i], inputs, x.dtype) for i in (17, 18))
-        x = x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
-    weight = _panels(plan, words[14], outputs, inputs * window[0] * window[1], x.dtype)
-    weight = weight.view(outputs, inputs, window[0], window[1])
-    return activate(_convolve(x, weight, _vector(plan, words[15], outputs, x.dtype), window, 1), words[13])
+    if node.kind == POOL:
+        return Stage(POOL, [], [], [])
+    if node.kind == BLOCK:
+        return _block(plan, node)
+    if node.kind == STEM:
+        inputs, outputs, window = words[1], words[2], [words[3 + i] for i in range(10)]
+        weight = _panels(plan, words[14], outputs, inputs * window[0] * window[1])
+        tensors = [weight.view(outputs, inputs, *window[:2]), floats_at(plan, words[15], outputs)]
+        return Stage(STEM, [HAS_BIAS, words[13], *window[2:]], [0.0], tensors)
+    weight = _weight(plan, words[4], words[2], words[1])
+    tensors = [weight if node.kind == LINEAR else weight[:, :, None, None], floats_at(plan, words[5], words[2])]
+    return Stage(node.kind, [HAS_BIAS, words[3]], [] if node.kind == LINEAR else [0.0], tensors)
 
 
-def _block(node: Node, plan: Tensor, x: Tensor) -> Tensor:
-    words, dtype = node.words, x.dtype
-    inputs, hidden, outputs = words[1], words[2], words[3]
+def _block(plan: Tensor, node: Node) -> Stage:
+    words = node.words
+    inputs, hidden, outputs, squeeze = words[1], words[2], words[3], words[17]
     window = [words[4 + i] for i in range(10)]
-    y = x
+    tensors: list[Tensor] = []
     if words[14]:
-        weight = _weight(plan, words[22], hidden, inputs, dtype)[:, :, None, None]
-        y = activate(functional.conv2d(y, weight, _vector(plan, words[23], hidden, dtype)), words[15])
-    weight = _panels(plan, words[24], hidden, window[0] * window[1], dtype).view(hidden, 1, window[0], window[1])
-    y = activate(_convolve(y, weight, _vector(plan, words[25], hidden, dtype), window, hidden), words[16])
-    squeeze = words[17]
+        tensors += [_weight(plan, words[22], hidden, inputs)[:, :, None, None], floats_at(plan, words[23], hidden)]
+    depthwise = _panels(plan, words[24], hidden, window[0] * window[1]).view(hidden, 1, *window[:2])
+    tensors += [depthwise, floats_at(plan, words[25], hidden)]
+    tensors += [_weight(plan, words[30], outputs, hidden)[:, :, None, None], floats_at(plan, words[31], outputs)]
     if squeeze:
-        fc1 = _weight(plan, words[26], squeeze, hidden, dtype), _vector(plan, words[27], squeeze, dtype)
-        fc2 = _weight(plan, words[28], hidden, squeeze, dtype), _vector(plan, words[29], hidden, dtype)
-        gate = squeeze_excite_gate(y.mean((2, 3)), *fc1, *fc2, words[18], words[19], slope_of(node))
-        y = y * gate[:, :, None, None]
-    weight = _weight(plan, words[30], outputs, hidden, dtype)[:, :, None, None]
-    y = activate(functional.conv2d(y, weight, _vector(plan, words[31], outputs, dtype)), words[32])
-    return x + y if words[21] else y
+        tensors += [_weight(plan, words[26], squeeze, hidden), floats_at(plan, words[27], squeeze)]
+        tensors += [_weight(plan, words[28], hidden, squeeze), floats_at(plan, words[29], hidden)]
+    spec = [words[14], HAS_BIAS, words[15], HAS_BIAS, words[16], *window[2:]]
+    spec += [int(squeeze > 0), words[18], words[19], HAS_BIAS, words[32], words[21]]
+    return Stage(BLOCK, spec, [0.0, 0.0, 0.0, slope_of(node) if squeeze else 0.0], tensors)
 
 
-def _pointwise(node: Node, plan: Tensor, x: Tensor) -> Tensor:
-    inputs, outputs = node.words[1], node.words[2]
-    weight = _weight(plan, node.words[4], outputs, inputs, x.dtype)[:, :, None, None]
-    bias = _vector(plan, node.words[5], outputs, x.dtype)
-    return activate(functional.conv2d(x, weight, bias), node.words[3])
+def _panels(plan: Tensor, offset: int, outputs: int, inputs: int) -> Tensor:
+    padded = -(-outputs // 16) * 16
+    return unpack_panels(floats_at(plan, offset, padded * inputs), outputs)
 
 
-def _pool(node: Node, plan: Tensor, x: Tensor) -> Tensor:
-    return x.mean((2, 3))
-
-
-def _linear(node: Node, plan: Tensor, x: Tensor) -> Tensor:
-    inputs, outputs = node.words[1], node.words[2]
-    weight = _weight(plan, node.words[4], outputs, inputs, x.dtype)
-    return activate(functional.linear(x, weight, _vector(plan, node.words[5], outputs, x.dtype)), node.words[3])
+def _weight(plan: Tensor, offset: int, outputs: int, inputs: int) -> Tensor:
+    return unpack_pointwise(floats_at(plan, offset, pointwise_floats(inputs, outputs)), outputs, inputs)

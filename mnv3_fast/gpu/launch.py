@@ -29,7 +29,7 @@ class Launch:
 
     kernel: Any
     grid: tuple[int, int, int]
-    arguments: dict[str, Tensor | int | float]
+    arguments: dict[str, Tensor | int | float | None]
     constants: dict[str, Any]
     warps: int = 4
     stages: int = 2
@@ -42,6 +42,10 @@ class Launch:
     def run(self) -> None:
         """Start the kernel on the current stream of its tensors' device."""
         self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
+
+    def warm_up(self) -> None:
+        """Compile the kernel for the current device as :meth:`run` would, without running it."""
+        self.kernel.warmup(**self.arguments, **self.constants, **self.options, grid=self.grid)
 
 
 _observer: Callable[[Launch], bool] | None = None

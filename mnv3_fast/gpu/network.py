@@ -18,7 +18,7 @@ from mnv3_fast.gpu.launch import Launch
 from mnv3_fast.gpu.packing import NO_WINDOW, Block, Convolution, pack_block, pack_layer, pack_vector
 from mnv3_fast.ops.depthwise_conv import triton_kernel as depthwise_conv
 from mnv3_fast.ops.elements import output_size
-from mnv3_fast.ops.network.layout import Stage
+from mnv3_fast.ops.network.layout import Stage, input_channels
 from mnv3_fast.ops.pointwise_conv import triton_kernel as pointwise_conv
 from mnv3_fast.ops.squeeze_excite import triton_kernel as squeeze_excite
 from mnv3_fast.ops.squeeze_excite_gate import triton_kernel as squeeze_excite_gate
@@ -87,6 +87,7 @@ class Network:
     ) -> None:
         self.dtype = dtype
         self.device = stages[0].tensors[0].device
+        self.input_channels = input_channels(stages)
         self.steps: list[tuple[int, Block | Convolution | Pool]] = []
         for stage in stages:
             self.steps.append((stage.kind, self._pack(stage)))
@@ -104,6 +105,23 @@ class Network:
             return Pool()
         window = stage.window() if stage.kind == STEM else NO_WINDOW
         return pack_layer(stage.kind, stage.layer(), window, stage.spec[1], self.dtype)
+
+    def kernels(self) -> set[str]:
+        """The ops whose kernels a pass takes."""
+        found = {"stem_conv"} if self.starts_with_stem() else set()
+        for _, step in self.steps:
+            if isinstance(step, Pool):
+                found.add("squeeze_excite")
+            elif isinstance(step, Block):
+                found |= {"depthwise_conv", "pointwise_conv"}
+                found |= {"squeeze_excite_gate"} if step.squeeze_excite else set()
+            else:
+                found.add("pointwise_conv")
+        return found - {"pointwise_conv"} if self.starts_with_stem() and len(self.steps) == 1 else found
+
+    def starts_with_stem(self) -> bool:
+        """Whether the input is an image, of any strides and perhaps of bytes."""
+        return self.steps[0][0] == STEM
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of what comes of an input [N, C, H, W]."""

@@ -12,6 +12,7 @@ from mnv3_fast.engine import cache
 from mnv3_fast.engine.op import OP
 from mnv3_fast.models.description import ConvLayer, Unsupported, kind_of_conv
 from mnv3_fast.nn.conditions import (
+    as_autocast,
     checks_trace,
     environment_reason,
     input_reason,
@@ -56,24 +57,29 @@ def fused_output(root: nn.Module, x: Tensor, reader: Reader, run: Run, inside: I
         if not (root.training or torch.compiler.is_compiling()):
             log_fallback(root, reason or "a transform of torch.func or forward mode is under way")
         return None
+    x = as_autocast(x)
     if torch.compiler.is_compiling():
         description = traced_description(root, reader, inside)
         if description is None:
             return None
         tensors, arguments = flattened(description)
+        if x.is_cuda and registration.wants_grad((x, tensors)):
+            return None
         return run(x, description, tensors, arguments)
     found = fusion_of(root, reader, inside)
     if isinstance(found, str):
         return None
     fusion, tensors = found
     grad = registration.wants_grad((x, tensors))
+    if grad and x.is_cuda:
+        return None  # torch's own backward is faster than a forward once more
     if torch.jit.is_tracing():
         # torch.jit.trace repeats itself without gradients to check the graph: that must take the same way.
         grad = fusion.traced_with_grad if checks_trace() else grad
         fusion.traced_with_grad = grad
         if grad:
             return None  # TorchScript cannot save a Python autograd.Function
-    if not grad and not observed():
+    if not grad and not observed() and x.is_cpu:
         entry = fusion.plan(tensors)
         if entry is not None:
             return run_entry(x, entry)

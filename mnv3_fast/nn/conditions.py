@@ -10,15 +10,17 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
-from mnv3_fast import _library
+from mnv3_fast import _library, gpu
 
 
-def environment_reason() -> str | None:
-    """Why no input at all can run on the kernels, None if it can."""
+def environment_reason(device: str = "cpu") -> str | None:
+    """Why no input at all can run on the kernels for a type of device, None if it can."""
     if _library.backend() == "reference":
         return "the kernels are switched off (backend reference)"
     if not _library.EXTENSION:
         return "there are no compiled kernels"
+    if device == "cuda":
+        return gpu.missing_reason()  # what autocast asks for, the kernels do
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
     return None
@@ -28,21 +30,32 @@ def input_reason(x: Any) -> str | None:
     """Why the kernels cannot take an input, None if they can."""
     if not isinstance(x, Tensor):
         return "the input is no tensor (symbolic tracing)"
-    if x.dtype is not torch.float32:
+    if x.dtype not in (gpu.DTYPES if x.is_cuda else (torch.float32,)):
         return f"the input is {x.dtype}, the kernels are float32"
-    if not x.is_cpu:
-        return f"the input is on {x.device}, the kernels are for the CPU"
+    if not (x.is_cpu or x.is_cuda):
+        return f"the input is on {x.device}, the kernels are for the CPU and GPUs"
     if x.layout is not torch.strided:
         return f"the input's layout is {x.layout}, not strided"
     if x.dim() != 4:
         return f"the input has {x.dim()} dimensions, not 4"
-    return environment_reason()
+    return environment_reason("cuda" if x.is_cuda else "cpu")
+
+
+def as_autocast(x: Tensor) -> Tensor:
+    """An input on a GPU in the dtype that autocast asks for there."""
+    if x.is_cuda and torch.is_autocast_enabled("cuda"):
+        return x.to(torch.get_autocast_dtype("cuda"))
+    return x
 
 
 def plan_may_run(x: Any) -> bool:
-    """Whether a plan may run on an input in place of the modules: nothing wants to see these, or the ops inside."""
+    """Whether a plan may run on an input in place of the modules: nothing wants to see these, or the ops inside.
+
+    On a GPU the ops run one by one; :func:`mnv3_fast.freeze` makes a plan for it.
+    """
     return (
         type(x) is Tensor
+        and x.is_cpu
         and input_reason(x) is None
         and not torch_module._has_any_global_hook()
         and not transform_active()

@@ -33,6 +33,7 @@ from mnv3_fast.nn.parts import (
     PLAIN,
     Description,
     is_drop_path,
+    is_kernel_dtype,
     is_readable,
     modules_reason,
     parts_of,
@@ -119,7 +120,7 @@ class Fusion:
             return found
         self._packed = None
         for tensor, shape in zip(found, self.shapes, strict=True):
-            if type(tensor) not in PLAIN or tensor.dtype is not torch.float32 or tensor.shape != shape:
+            if type(tensor) not in PLAIN or not is_kernel_dtype(tensor) or tensor.shape != shape:
                 return None
             if not is_readable(tensor):
                 return None
@@ -220,6 +221,6 @@ def traced_description(root: nn.Module, reader: Reader, inside: Inside) -> Descr
         return None
     for layer in parts_of(description)[2]:
         for tensor in layer.tensors():
-            if tensor.dtype is not torch.float32:
+            if not is_kernel_dtype(tensor):
                 return None
     return description

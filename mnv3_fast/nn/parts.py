@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from mnv3_fast import gpu
 from mnv3_fast.models.description import (
     BlockDescription,
     ConvLayer,
@@ -116,9 +117,14 @@ def flattened(description: Description) -> tuple[list[Tensor], tuple[list[int], 
     return description.tensors(), None
 
 
+def is_kernel_dtype(tensor: Tensor) -> bool:
+    """Whether the kernels of its device read a tensor's dtype."""
+    return tensor.dtype in (gpu.DTYPES if tensor.is_cuda else (torch.float32,))
+
+
 def is_readable(tensor: Tensor) -> bool:
-    """Whether all of a tensor lies in memory of the CPU; its storage may have been freed or cut under it."""
-    if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+    """Whether all of a tensor lies in memory of the CPU or a GPU; its storage may have been freed or cut under it."""
+    if tensor.device.type not in ("cpu", "cuda") or tensor.layout is not torch.strided:
         return False
     if tensor.numel() == 0:
         return True
@@ -149,8 +155,8 @@ def source_of(owner: nn.Module, name: str) -> tuple[dict, str]:
         if type(tensor) not in PLAIN:
             raise Unsupported(f"{type(owner).__name__}.{name} is a {type(tensor).__name__}, not a plain tensor")
         if not is_readable(tensor):
-            raise Unsupported(f"{type(owner).__name__}.{name} has no memory of its size on the CPU")
-        if tensor.dtype is not torch.float32:
+            raise Unsupported(f"{type(owner).__name__}.{name} has no memory of its size on the CPU or a GPU")
+        if not is_kernel_dtype(tensor):
             raise Unsupported(f"its weights are {tensor.dtype}, not float32")
         return holder, name
     raise Unsupported(f"{type(owner).__name__}.{name} is neither a parameter nor a buffer")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mnv3_fast.engine.cache import Plan
+from mnv3_fast.engine.kinds import BLOCK
 from mnv3_fast.engine.packed_op import PackedOp
 from mnv3_fast.engine.plan import PlanBuilder
 from mnv3_fast.ops import checks
@@ -54,7 +55,14 @@ def _pack(tensors: list[Tensor], spec: Sequence[int], constants: Sequence[float]
     return builder.build()
 
 
-PACKED = PackedOp("inverted_residual", reference.inverted_residual, _fake, _flops, _pack)
+def _stages(tensors: Sequence[Tensor], spec: Sequence[int], constants: Sequence[float]) -> list[Any]:
+    from mnv3_fast.ops.network.layout import Stage  # a network is built of blocks
+
+    check_weights(unflatten(tensors, spec, constants))
+    return [Stage(BLOCK, spec, constants, tensors)]
+
+
+PACKED = PackedOp("inverted_residual", reference.inverted_residual, _fake, _flops, _pack, _stages)
 OP, FUNCTION = PACKED.op, PACKED.function
 
 

@@ -30,7 +30,7 @@ def _fake(input: Tensor, tensors: Sequence[Tensor], spec: Sequence[int], constan
     stages = split(tensors, spec, constants)
     check_stage_weights(stages)
     shape, _ = measure(input.shape, stages)
-    like = tensors[0]  # the input may be of bytes
+    like = input if input.is_floating_point() else tensors[0]  # it may be of bytes
     return empty_nhwc(like, *shape) if len(shape) == 4 else like.new_empty(shape)
 
 
@@ -42,7 +42,13 @@ def _pack(tensors: list[Tensor], spec: Sequence[int], constants: Sequence[float]
     return pack_stages(split(tensors, spec, constants))
 
 
-PACKED = PackedOp("network", reference.network, _fake, _flops, _pack)
+def _stages(tensors: Sequence[Tensor], spec: Sequence[int], constants: Sequence[float]) -> list[Stage]:
+    stages = split(tensors, spec, constants)
+    check_stage_weights(stages)
+    return stages
+
+
+PACKED = PackedOp("network", reference.network, _fake, _flops, _pack, _stages)
 OP, FUNCTION = PACKED.op, PACKED.function
 
 

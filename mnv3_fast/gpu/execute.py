@@ -1,0 +1,143 @@
+"""Plans, blocks and networks on a GPU: the executor that belongs to a plan or to original tensors, kept with them."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mnv3_fast.engine.op import dtype_of
+from mnv3_fast.engine.reference import run_plan as reference
+from mnv3_fast.engine.reference import unpack
+from mnv3_fast.gpu import first_use
+from mnv3_fast.gpu.executor import Executor
+from mnv3_fast.gpu.network import Network
+from mnv3_fast.ops import registration
+from mnv3_fast.ops.network.layout import Stage
+
+State = tuple[Any, ...]
+
+
+@dataclass
+class _Kept:
+    executor: Executor
+    state: State
+    references: list[Any]
+
+
+_kept: dict[tuple[Any, ...], _Kept] = {}
+_lock = threading.Lock()
+
+
+def run_plan(input: Tensor, plan: Tensor, geometry: Sequence[int]) -> Tensor:
+    """``mnv3_fast::run_plan`` on a GPU; by the reference where a kernel that it needs is switched off.
+
+    Raises:
+        TypeError, ValueError: for an input that does not fit the plan.
+    """
+    executor = plan_executor(plan, dtype_of(geometry))
+    _check_input("run_plan", input, executor.network)
+    if not is_usable(executor.network):
+        return registration.run_reference(reference, (input, plan, list(geometry)))
+    return executor.run(input)
+
+
+def plan_executor(plan: Tensor, dtype: torch.dtype) -> Executor:
+    """The executor of a plan on its device, unpacked once for each dtype."""
+
+    def build() -> Network:
+        unpacked = unpack(plan)
+        return Network(unpacked.stages, dtype, unpacked.scale, unpacked.shift)
+
+    return _find([plan], ("plan", dtype), build)
+
+
+def run_stages(
+    name: str, reference: Callable[..., Tensor], stages: Sequence[Stage], input: Tensor, arguments: tuple
+) -> Tensor:
+    """An op over original tensors (``inverted_residual``, ``network``) on a GPU, in the input's dtype.
+
+    Args:
+        name: of the op, for errors.
+        reference: of the op; runs on (input, *arguments) where a kernel is switched off.
+        stages: the op's arguments as stages.
+        input: float32, float16 or bfloat16 (bytes for a stem, which run in the dtype of its weight).
+        arguments: of the op after its input.
+
+    Raises:
+        TypeError, ValueError: for an input that does not fit.
+    """
+    tensors = [tensor for stage in stages for tensor in stage.tensors]
+    dtype = input.dtype if input.is_floating_point() else tensors[0].dtype
+    key = (name, dtype, *[(stage.kind, tuple(stage.spec), tuple(stage.constants)) for stage in stages])
+    executor = _find(tensors, key, lambda: Network(stages, dtype))
+    _check_input(name, input, executor.network)
+    if not is_usable(executor.network):
+        cast = [[t.to(dtype) for t in a] if isinstance(a, (list, tuple)) and _tensors(a) else a for a in arguments]
+        return registration.run_reference(reference, (input, *cast))
+    return executor.run(input)
+
+
+def is_usable(network: Network) -> bool:
+    """Whether every kernel that a network needs may run on its device."""
+    return all(first_use.usable(kernel, network.device, network.dtype) for kernel in network.kernels())
+
+
+def _tensors(items: Sequence[Any]) -> bool:
+    return bool(items) and isinstance(items[0], Tensor)
+
+
+def _find(tensors: Sequence[Tensor], key: tuple[Any, ...], build: Callable[[], Network]) -> Executor:
+    """The executor that was built from tensors as they are now.
+
+    Only what the CPU knows is looked at: version counters, memory and layout. Values would have to be waited for.
+    """
+    whole = (*key, *[id(tensor) for tensor in tensors])
+    state = tuple((_version(t), t.data_ptr(), t.shape, t.stride(), t.dtype) for t in tensors)
+    with _lock:
+        kept = _kept.get(whole)
+        if kept is not None and kept.state == state:
+            return kept.executor
+    executor = Executor(build())
+    references = [weakref.ref(tensor, lambda _: _forget(whole)) for tensor in tensors]
+    with _lock:
+        _kept[whole] = _Kept(executor, state, references)
+    return executor
+
+
+def _forget(whole: tuple[Any, ...]) -> None:
+    _kept.pop(whole, None)
+
+
+def forget(tensors: Sequence[Tensor]) -> None:
+    """Drop what was packed from any of these tensors."""
+    objects = {id(tensor) for tensor in tensors}
+    with _lock:
+        for whole, kept in list(_kept.items()):
+            if any(id(reference()) in objects for reference in kept.references):
+                del _kept[whole]
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _check_input(op: str, input: Tensor, network: Network) -> None:
+    got = str(input.dtype).removeprefix("torch.")
+    wanted = str(network.dtype).removeprefix("torch.")
+    if input.dtype is not network.dtype and not (input.dtype is torch.uint8 and network.starts_with_stem()):
+        bytes_too = " or uint8" if network.starts_with_stem() else ""
+        raise TypeError(f"{op}: input must be {wanted}{bytes_too}, got {got}")
+    if input.dim() != 4 or input.shape[1] != network.input_channels:
+        raise ValueError(f"{op}: input must be [N, {network.input_channels}, H, W], got {list(input.shape)}")
+    if input.device != network.device:
+        raise ValueError(f"{op}: input must be on {network.device} as the weights are, got {input.device}")
+    if input.numel() == 0 and input.shape[0] != 0:
+        raise ValueError(f"{op}: input must have at least one pixel, got {list(input.shape)}")
+    if min(network.output_shape(input.shape)) < 1 and input.shape[0] != 0:
+        raise ValueError(f"{op}: input {list(input.shape)} is too small for the kernels, which leave nothing of it")
