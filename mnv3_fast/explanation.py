@@ -258,15 +258,18 @@ def _macs(description: Any, shape: torch.Size) -> int:
 
 
 def _engine_rows(path: str, engine: Engine, x: Tensor | None) -> list[Row]:
-    compiled = _library.EXTENSION and _library.backend() == "auto"
-    kernel, instruction_set = ("run_plan", _library.instruction_set()) if compiled else ("reference", None)
-    reason = None if compiled else environment_reason()
+    on_gpu = engine.plan.is_cuda
+    reason = environment_reason(engine.plan.device.type)
+    compiled = reason is None
+    kernel, instruction_set = ("run_plan", None if on_gpu else _library.instruction_set())
+    if not compiled:
+        kernel, instruction_set = "reference", None
     layers = layers_of(engine.plan, None if x is None else x.shape)
     rows = [
         Row(f"{path}.{i}".lstrip("."), layer.kind, kernel, instruction_set, reason, layer.macs, bytes=layer.bytes)
         for i, layer in enumerate(layers)
     ]
-    if compiled and x is not None and x.numel() > 0:
+    if compiled and not on_gpu and x is not None and x.numel() > 0:
         rows = _timed(rows, layers, engine, x)
     for name, module in engine.rest.named_modules():
         if name or not isinstance(module, nn.Identity):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,15 +13,18 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from mnv3_fast import _library
+from mnv3_fast import _library, gpu
 from mnv3_fast.engine import reference
-from mnv3_fast.engine.op import OP
+from mnv3_fast.engine.op import OP, dtype_of
 from mnv3_fast.engine.packing import pack_stages
 from mnv3_fast.models.description import NetDescription, Unsupported, describe_net
 from mnv3_fast.models.torchvision import has_hooks
 from mnv3_fast.nn.conditions import observed, transform_active
 from mnv3_fast.nn.parts import computed_attributes
 from mnv3_fast.ops import registration
+from mnv3_fast.ops.network.layout import Stage
+
+Progress = Callable[[int, int], None]
 
 
 class Engine(nn.Module):
@@ -50,7 +54,7 @@ class Engine(nn.Module):
         super().train(False)
 
     def forward(self, input: Tensor) -> Tensor:
-        """[N, C, H, W] float32 (or uint8 for a network that starts with its stem), any strides, any N, H and W.
+        """[N, C, H, W] of the engine's dtype (or uint8 for a network that starts with its stem), any strides and sizes.
 
         Raises:
             TypeError, ValueError: naming what came and what is wanted.
@@ -58,7 +62,7 @@ class Engine(nn.Module):
         """
         self._check(input)
         output = self._run(input)
-        if self.geometry[0] == 1 and input.is_contiguous() and not output.is_contiguous():
+        if self.geometry[0] % 2 == 1 and input.is_contiguous() and not output.is_contiguous():
             output = output.contiguous()
         return self.rest(output)
 
@@ -75,8 +79,9 @@ class Engine(nn.Module):
     def _check(self, input: Any) -> None:
         if not isinstance(input, Tensor):
             raise TypeError(f"Engine: input must be a Tensor, got {type(input).__name__}")
-        if input.dtype is not torch.float32 and input.dtype is not torch.uint8:
-            raise TypeError(f"Engine: input must be float32 or uint8, got {str(input.dtype).removeprefix('torch.')}")
+        if input.dtype is not self.dtype and input.dtype is not torch.uint8:
+            wanted, got = (str(dtype).removeprefix("torch.") for dtype in (self.dtype, input.dtype))
+            raise TypeError(f"Engine: input must be {wanted} or uint8, got {got}")
         if input.layout is not torch.strided or input.is_nested:
             kind = "a nested one" if input.is_nested else f"layout {input.layout}"
             raise TypeError(f"Engine: input must be a dense (strided) tensor, got {kind}")
@@ -94,6 +99,21 @@ class Engine(nn.Module):
                 "Engine: an engine is for inference and the input requires grad; use mnv3_fast.accelerate"
             )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations and output: that of the frozen model."""
+        return dtype_of(self.geometry)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Engine:
+        """A plan is for the device that it was made for: on another it would run without its kernels, unseen."""
+        moved = fn(self.plan)
+        if moved.device != self.plan.device:
+            raise RuntimeError(
+                f"Engine: cannot be moved from {self.plan.device} to {moved.device}; "
+                f'freeze the model there: mnv3_fast.freeze(model.to("{moved.device}"))'
+            )
+        return super()._apply(fn, recurse)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # a copy, or one from a file: its plan lies in memory of its own
         _library.prefer_huge_pages(self.plan)
@@ -103,7 +123,7 @@ class Engine(nn.Module):
         return super().train(False)
 
     def extra_repr(self) -> str:
-        kind = "features" if self.geometry[0] == 0 else "map"
+        kind = "map" if self.geometry[0] % 2 else "features"
         return (
             f"{self.source}, plan of {self.plan.numel() / 2**20:.1f} MiB, output {kind} of {self.geometry[1]} channels"
         )
@@ -115,17 +135,20 @@ def freeze(
     *,
     scale: Tensor | Sequence[float] | None = None,
     shift: Tensor | Sequence[float] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> nn.Module:
     """Copy and pack a network's weights once and run it in one call; inference only.
 
     Args:
         model: a MobileNetV3 of torchvision or timm (accelerated or not), its ``features``, or a model that contains
             such networks: each of them becomes an engine in a copy of the model, the rest stays torch's. A classifier
-            of fully connected layers joins the plan.
-        dtype: None or torch.float32; other dtypes do not exist yet.
+            of fully connected layers joins the plan. On the CPU its weights are float32; on a GPU float32, float16 or
+            bfloat16, which the engine's activations and output then are as well.
+        dtype: of the engine, by default the model's. On the CPU float32 only.
         scale, shift: both or neither, a value for each input channel: the engine computes x * scale + shift as it loads
             an image, before the zeros of the padding. With ``1 / (255 * std)`` and ``-mean / std``, for the mean and
             std of values from 0 to 1 that torchvision's transforms have, it takes uint8 images as they were decoded.
+        progress: on a GPU called with how many kernels have been compiled and how many there are.
 
     Returns:
         An :class:`Engine`, or a copy of ``model`` with engines inside.
@@ -137,13 +160,16 @@ def freeze(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"freeze: model must be an nn.Module, got {type(model).__name__}")
-    if dtype not in (None, torch.float32):
-        raise ValueError(f"freeze: dtype {dtype} does not exist yet, only torch.float32 does")
+    device = next((tensor.device.type for tensor in model.parameters()), "cpu")
+    exist = gpu.DTYPES if device == "cuda" else (torch.float32,)
+    if dtype is not None and dtype not in exist:
+        words = " and ".join(str(known) for known in exist)
+        raise ValueError(f"freeze: dtype {dtype} does not exist yet on {device}, only {words} there")
     if model.training:
         raise ValueError("freeze: the model is in training mode; call model.eval() first")
     normalised = _scale_and_shift(scale, shift)
     try:
-        return _engine_of(model, *normalised)
+        return _engine_of(model, dtype, progress, *normalised)
     except Unsupported as unsupported:
         reason = str(unsupported)
     if scale is not None:
@@ -151,7 +177,7 @@ def freeze(
     computed = computed_attributes(model)
     copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
     reasons: list[str] = []
-    if not _freeze_children(copied, reasons):
+    if not _freeze_children(copied, dtype, progress, reasons):
         known = [] if "no known" in reason and reasons else [reason]
         raise ValueError(
             f"freeze: nothing in {type(model).__name__} can be frozen: {'; '.join([*known, *reasons][:3])}"
@@ -159,19 +185,21 @@ def freeze(
     return copied
 
 
-def _freeze_children(module: nn.Module, reasons: list[str]) -> bool:
+def _freeze_children(
+    module: nn.Module, dtype: torch.dtype | None, progress: Progress | None, reasons: list[str]
+) -> bool:
     found = False
     for name, child in module._modules.items():
         if child is None:
             continue
         try:
-            module._modules[name] = _engine_of(child)
+            module._modules[name] = _engine_of(child, dtype, progress)
             found = True
         except Unsupported as unsupported:
             if "no known" not in str(unsupported):
                 reasons.append(f"{name}: {unsupported}")
             if not isinstance(child, InvertedResidual):  # parts of a block are no network
-                found |= _freeze_children(child, reasons)
+                found |= _freeze_children(child, dtype, progress, reasons)
     return found
 
 
@@ -192,7 +220,13 @@ def _scale_and_shift(scale: Any, shift: Any) -> tuple[Tensor | None, Tensor | No
     return found[0], found[1]
 
 
-def _engine_of(model: nn.Module, scale: Tensor | None = None, shift: Tensor | None = None) -> Engine:
+def _engine_of(
+    model: nn.Module,
+    dtype: torch.dtype | None,
+    progress: Progress | None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Engine:
     description = describe_net(model)
     _check_frozen(model, description)
     if scale is not None and shift is not None:
@@ -202,11 +236,35 @@ def _engine_of(model: nn.Module, scale: Tensor | None = None, shift: Tensor | No
         if scale.numel() != channels or shift.numel() != channels:
             counts = f"{scale.numel()} and {shift.numel()}"
             raise ValueError(f"freeze: scale and shift must have {channels} values, one a channel, got {counts}")
-    plan, geometry = pack_stages(description.stages(), scale, shift)
+    weight = next(model.parameters())
+    plan, geometry = pack_stages(_on_cpu(description.stages(), weight), scale, shift)
+    plan = plan.to(weight.device)
+    geometry[0] += 2 * gpu.DTYPES.index(dtype or weight.dtype)
     rest = [copy.deepcopy(module) for module in description.rest]
     engine = Engine(plan, geometry, description.input_channels(), _sequence(rest), type(model).__name__)
     engine.normalises = scale is not None
+    if plan.is_cuda and gpu.missing_reason() is None:
+        _prepare(engine, progress)
     return engine
+
+
+def _on_cpu(stages: list[Stage], weight: Tensor) -> list[Stage]:
+    """Stages as they are packed."""
+    if weight.device.type == "cpu":
+        return stages
+    return [replace(stage, tensors=[t.detach().to("cpu", torch.float32) for t in stage.tensors]) for stage in stages]
+
+
+def _prepare(engine: Engine, progress: Progress | None) -> None:
+    """Check the kernels if nobody tried them on this device yet, and compile what passes of common sizes need."""
+    from mnv3_fast.gpu import first_use  # Triton is not imported before a model on a GPU needs it
+    from mnv3_fast.gpu.execute import is_usable, plan_executor
+
+    first_use.check_device(engine.plan.device)
+    executor = plan_executor(engine.plan, engine.dtype)
+    if is_usable(executor.network):
+        channels = engine.input_channels
+        executor.precompile([(images, channels, 224, 224) for images in (1, 32)], progress)
 
 
 def _check_frozen(model: nn.Module, description: NetDescription) -> None:
@@ -223,9 +281,14 @@ def _check_frozen(model: nn.Module, description: NetDescription) -> None:
             raise Unsupported(f"{name or type(model).__name__} is parametrized")
         if module.training and hasattr(module, "running_mean") and not isinstance(module, FrozenBatchNorm2d):
             raise Unsupported(f"{name} is in training mode")
-    for tensor in model.parameters():
-        if tensor.dtype is not torch.float32 or tensor.device.type != "cpu":
-            raise Unsupported(f"its weights are {tensor.dtype} on {tensor.device}, engines are float32 on the CPU")
+    weights = list(model.parameters())
+    for tensor in weights:
+        on_gpu = tensor.is_cuda and tensor.dtype in gpu.DTYPES
+        if not on_gpu and (tensor.dtype is not torch.float32 or tensor.device.type != "cpu"):
+            words = "engines are float32 on the CPU, also float16 and bfloat16 on a GPU"
+            raise Unsupported(f"its weights are {tensor.dtype} on {tensor.device}, {words}")
+        if tensor.device != weights[0].device:
+            raise Unsupported(f"its weights are on {weights[0].device} and {tensor.device}, an engine's on one device")
 
 
 def _sequence(modules: list[nn.Module]) -> nn.Module:

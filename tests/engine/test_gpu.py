@@ -1,0 +1,100 @@
+"""Freezing and accelerating on a GPU that is not there: what is decided before anything is launched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import mnv3_fast
+from mnv3_fast.engine.op import OP
+from mnv3_fast.nn import conditions
+from mnv3_fast.testing.parity import parity_model
+
+
+@pytest.fixture(scope="module")
+def engine() -> torch.nn.Module:
+    return mnv3_fast.freeze(parity_model("small"))
+
+
+def on_gpu(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor on a GPU that is not there."""
+    with FakeTensorMode():
+        return torch.empty(shape, dtype=dtype, device="cuda")
+
+
+@pytest.mark.parametrize(("place", "dtype"), [(0, torch.float32), (1, torch.float16), (2, torch.bfloat16)])
+def test_the_output_has_the_engines_dtype(engine: torch.nn.Module, place: int, dtype: torch.dtype) -> None:
+    geometry = [engine.geometry[0] + 2 * place, *engine.geometry[1:]]
+    with FakeTensorMode() as mode:
+        plan = mode.from_tensor(engine.plan).to("cuda")
+        for given in (dtype, torch.uint8):
+            image = torch.empty(2, 3, 224, 224, dtype=given, device="cuda")
+            output = OP(image, plan, geometry)
+            assert (output.shape, output.dtype, output.device.type) == ((2, 1000), dtype, "cuda")
+
+
+def test_a_geometry_of_no_dtype(engine: torch.nn.Module) -> None:
+    with pytest.raises(ValueError, match="run_plan: geometry must start with a number from 0 to 5, got 6"):
+        OP(torch.zeros(1, 3, 32, 32, device="meta"), engine.plan.to("meta"), [6, *engine.geometry[1:]])
+
+
+def test_an_engine_stays_on_its_device(engine: torch.nn.Module) -> None:
+    with pytest.raises(
+        RuntimeError, match="cannot be moved from cpu to meta; freeze the model there: mnv3_fast.freeze"
+    ):
+        engine.to("meta")
+    assert engine.half() is engine
+    assert engine.plan.device.type == "cpu"
+
+
+def test_other_dtypes_are_for_gpus() -> None:
+    model = parity_model("small")
+    with pytest.raises(ValueError, match="freeze: dtype torch.float16 does not exist yet on cpu, only torch.float32"):
+        mnv3_fast.freeze(model, torch.float16)
+    with pytest.raises(ValueError, match=r"torch.bfloat16 on cpu, engines are float32 on the CPU, also float16 and"):
+        mnv3_fast.freeze(model.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_inputs_on_a_gpu_run_fused(dtype: torch.dtype) -> None:
+    assert conditions.input_reason(on_gpu((1, 16, 8, 8), dtype)) is None
+    assert not conditions.plan_may_run(on_gpu((1, 16, 8, 8), dtype))  # op by op
+
+
+def test_what_does_not_run_fused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = on_gpu((1, 16, 8, 8), torch.float64)
+    assert conditions.input_reason(x) == "the input is torch.float64, the kernels are float32"
+    monkeypatch.setattr(mnv3_fast.gpu, "TRITON", False)
+    reason = conditions.input_reason(on_gpu((1, 16, 8, 8), torch.float16))
+    assert reason == "Triton is not installed, which torch brings on Linux with a GPU"
+
+
+def test_autocast_says_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = on_gpu((1, 16, 8, 8), torch.float32)
+    assert conditions.as_autocast(x) is x
+    # torch.autocast("cuda") switches itself off without a GPU.
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
+    assert conditions.as_autocast(x).dtype is torch.bfloat16
+    assert conditions.as_autocast(torch.zeros(1)).dtype is torch.float32
+
+
+def test_a_captured_network_is_one_op() -> None:
+    """torch.compile and torch.export of an accelerated model on a GPU hold the network's op, in the input's dtype."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        torch.set_default_dtype(torch.float16)
+        try:
+            model = torchvision.models.mobilenet_v3_small().eval()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        mnv3_fast.accelerate(model, inplace=True)
+        image = torch.empty(2, 3, 224, 224, dtype=torch.float16)
+        with torch.no_grad():
+            program = torch.export.export(model, (image,), strict=True)
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    assert str(calls[0].target) == "mnv3_fast.network.default"
+    value = calls[-1].meta["val"]
+    assert (value.shape, value.dtype, value.device.type) == ((2, 1000), torch.float16, "cuda")
