@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mnv3_fast import _library
+from mnv3_fast import _library, gpu
 from mnv3_fast.acceleration import share, swaps_for, unsupported_reason
 from mnv3_fast.engine.freeze import Engine
 from mnv3_fast.engine.layer_times import LayerWork, bound_of, layers_of, memory_bandwidth, time_layers
@@ -259,18 +259,16 @@ def _macs(description: Any, shape: torch.Size) -> int:
 
 def _engine_rows(path: str, engine: Engine, x: Tensor | None) -> list[Row]:
     on_gpu = engine.plan.is_cuda
-    reason = environment_reason(engine.plan.device.type)
-    compiled = reason is None
-    kernel, instruction_set = ("run_plan", None if on_gpu else _library.instruction_set())
-    if not compiled:
-        kernel, instruction_set = "reference", None
+    compiled = gpu.missing_reason() is None if on_gpu else _library.EXTENSION and _library.backend() == "auto"
+    instruction_set = _library.instruction_set() if compiled and not on_gpu else None
+    kernel = "run_plan" if compiled else "reference"
+    reason = None if compiled else environment_reason(engine.plan.device.type)
     layers = layers_of(engine.plan, None if x is None else x.shape)
     rows = [
         Row(f"{path}.{i}".lstrip("."), layer.kind, kernel, instruction_set, reason, layer.macs, bytes=layer.bytes)
         for i, layer in enumerate(layers)
     ]
-    if compiled and not on_gpu and x is not None and x.numel() > 0:
-        rows = _timed(rows, layers, engine, x)
+    rows = _timed(rows, layers, engine, x) if instruction_set and x is not None and x.numel() > 0 else rows
     for name, module in engine.rest.named_modules():
         if name or not isinstance(module, nn.Identity):
             label = f"{path}.rest{'.' if name else ''}{name}".lstrip(".")
