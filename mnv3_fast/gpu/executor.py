@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,10 +89,12 @@ class Executor:
             output = torch.empty(self.network.output_shape(shape), dtype=self.network.dtype, device="meta")
             for each in self.network.launches(x, output, arena, self.upcast):
                 wanted.setdefault(compilation.key(each), each)
-        for i, each in enumerate(wanted.values()):
-            each.warm_up()
-            if progress is not None:
-                progress(i + 1, len(wanted))
+        device = self.network.device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            for i, each in enumerate(wanted.values()):
+                each.warm_up()
+                if progress is not None:
+                    progress(i + 1, len(wanted))
         return len(wanted)
 
     def _output(self, x: Tensor) -> Tensor:
@@ -106,7 +109,7 @@ class Executor:
                 (i, name)
                 for i, each in enumerate(launches)
                 for name, value in each.arguments.items()
-                if isinstance(value, Tensor) and value.data_ptr() == tensor.data_ptr()
+                if isinstance(value, Tensor) and _place(value) == _place(tensor)
             ]
             for tensor in (x, output)
         ]
@@ -131,6 +134,11 @@ def _dense(x: Tensor) -> Tensor:
     """A map with the strides that the kernels read."""
     _, c, h, w = x.shape
     return x if x.stride() == (h * w * c, 1, w * c, c) else as_nhwc(x)
+
+
+def _place(x: Tensor) -> tuple[int, int]:
+    """Where a tensor starts, also one without memory."""
+    return x.untyped_storage()._cdata, x.storage_offset()
 
 
 def _stream(x: Tensor) -> int:

@@ -7,10 +7,11 @@ tests compile them for GPUs that are not there and run, count or disassemble the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -52,10 +53,19 @@ _observer: Callable[[Launch], bool] | None = None
 
 
 def run(launches: Sequence[Launch]) -> None:
-    """Start some kernels in order; an observer may take their place (:func:`observe`)."""
-    for launch in launches:
-        if _observer is None or not _observer(launch):
-            launch.run()
+    """Start some kernels in order on their tensors' device; an observer may take their place (:func:`observe`)."""
+    if not launches:
+        return
+    with _on_device_of(launches[0]):
+        for launch in launches:
+            if _observer is None or not _observer(launch):
+                launch.run()
+
+
+def _on_device_of(launch: Launch) -> AbstractContextManager[Any]:
+    """Triton starts kernels on the current device, wherever their tensors are."""
+    tensor = next(value for value in launch.arguments.values() if isinstance(value, Tensor))
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 @contextmanager
