@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from mnv3_fast import gpu
 from mnv3_fast.models.description import Unsupported, stock_class
 from mnv3_fast.nn import containers, torchvision_blocks
 from mnv3_fast.nn.base import Fused, Packed
@@ -104,6 +105,7 @@ def accelerate(model: nn.Module, inplace: bool = False) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be an nn.Module, got {type(model).__name__}")
+    gpu.try_kernels(model)
     result = model if inplace else share(model)
     found = fuse(result)
     if not any(reason is None for _, reason in found):

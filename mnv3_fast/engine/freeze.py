@@ -168,6 +168,7 @@ def freeze(
     if model.training:
         raise ValueError("freeze: the model is in training mode; call model.eval() first")
     normalised = _scale_and_shift(scale, shift)
+    gpu.try_kernels(model)
     try:
         return _engine_of(model, dtype, progress, *normalised)
     except Unsupported as unsupported:
@@ -256,11 +257,9 @@ def _on_cpu(stages: list[Stage], weight: Tensor) -> list[Stage]:
 
 
 def _prepare(engine: Engine, progress: Progress | None) -> None:
-    """Check the kernels if nobody tried them on this device yet, and compile what passes of common sizes need."""
-    from mnv3_fast.gpu import first_use  # Triton is not imported before a model on a GPU needs it
-    from mnv3_fast.gpu.execute import is_usable, plan_executor
+    """Compile what passes of common sizes need."""
+    from mnv3_fast.gpu.execute import is_usable, plan_executor  # not imported before a model on a GPU needs it
 
-    first_use.check_device(engine.plan.device)
     executor = plan_executor(engine.plan, engine.dtype)
     if is_usable(executor.network):
         channels = engine.input_channels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 import torch
+from torch import nn
 
 from mnv3_fast import _library
 
@@ -18,3 +19,13 @@ def missing_reason() -> str | None:
     if _library.backend() == "reference":
         return "the kernels are switched off (backend reference)"
     return None if TRITON else "Triton is not installed, which torch brings on Linux with a GPU"
+
+
+def try_kernels(model: nn.Module) -> None:
+    """Compare the kernels with their references on the GPUs that a model is on, where nobody has done so yet."""
+    if missing_reason() is not None or not torch.cuda.is_available():
+        return
+    for device in {tensor.device for tensor in model.parameters() if tensor.is_cuda}:
+        from mnv3_fast.gpu.first_use import check_device
+
+        check_device(device)
