@@ -14,8 +14,20 @@ BatchNorm = tuple[Tensor | None, Tensor | None, Tensor, Tensor, float]
 """weight, bias, running_mean, running_var ([C] each; weight and bias may be None) and eps."""
 Padding = int | tuple[int, int] | tuple[int, int, int, int]
 """All sides, (h, w), or (left, right, top, bottom)."""
+GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""What the kernels for GPUs compute in."""
 MOST = 1 << 20
 """The largest stride, padding and dilation that the kernels take."""
+
+
+def input_dtypes(input: Any) -> tuple[torch.dtype, ...]:
+    """The dtypes of a float input that the kernels of its device take."""
+    return GPU_DTYPES if isinstance(input, Tensor) and input.device.type == "cuda" else (torch.float32,)
+
+
+def parameter_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """The dtypes of weights and vectors beside an input of a dtype: the same, or float32."""
+    return (dtype,) if dtype is torch.float32 else (dtype, torch.float32)
 
 
 def check_tensor(
@@ -40,7 +52,8 @@ def check_tensor(
     if tensor.layout != torch.strided:
         raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got layout {tensor.layout}")
     if tensor.dtype not in dtypes:
-        wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        *others, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+        wanted = f"{', '.join(others)} or {last}" if others else last
         raise TypeError(f"{op}: {name} must be {wanted}, got {str(tensor.dtype).removeprefix('torch.')}")
     fits = tensor.dim() == len(shape)
     for i, size in enumerate(shape):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from mnv3_fast.gpu import dispatch
 from mnv3_fast.ops import checks, registration
 from mnv3_fast.ops.depthwise_conv import reference
 from mnv3_fast.ops.elements import empty_nhwc, output_size
@@ -31,16 +33,17 @@ def _flops(input, weight, *args, out_shape=None, **kwargs) -> int:
 
 RANKS = (("input", (4,)), ("weight", (4,)))
 
-OP = registration.register(f"depthwise_conv{ARGUMENTS} -> Tensor", reference.depthwise_conv, _fake, _flops, ranks=RANKS)
-FUNCTION = registration.differentiable("depthwise_conv", OP, reference.depthwise_conv)
+REFERENCE = dispatch.mixed(reference.depthwise_conv)
+OP = registration.register(f"depthwise_conv{ARGUMENTS} -> Tensor", REFERENCE, _fake, _flops, ranks=RANKS)
+FUNCTION = registration.differentiable("depthwise_conv", OP, REFERENCE)
+dispatch.register("depthwise_conv", "depthwise_conv", REFERENCE)
+
+MEAN_REFERENCE = dispatch.mixed(reference.depthwise_conv_mean)
 MEAN_OP = registration.register(
-    f"depthwise_conv_mean{ARGUMENTS} -> (Tensor, Tensor)",
-    reference.depthwise_conv_mean,
-    _fake_mean,
-    _flops,
-    ranks=RANKS,
+    f"depthwise_conv_mean{ARGUMENTS} -> (Tensor, Tensor)", MEAN_REFERENCE, _fake_mean, _flops, ranks=RANKS
 )
-MEAN_FUNCTION = registration.differentiable("depthwise_conv_mean", MEAN_OP, reference.depthwise_conv_mean)
+MEAN_FUNCTION = registration.differentiable("depthwise_conv_mean", MEAN_OP, MEAN_REFERENCE)
+dispatch.register("depthwise_conv_mean", "depthwise_conv", MEAN_REFERENCE)
 
 
 def prepare(
@@ -53,14 +56,14 @@ def prepare(
     padding: checks.Padding = 0,
     dilation: int | tuple[int, int] = 1,
     activation: str = "none",
+    dtypes: tuple[torch.dtype, ...] | None = None,
 ) -> tuple:
-    """The checked arguments of the raw op."""
+    """The checked arguments of the raw op; ``dtypes``, of a float input, are by default those of its device."""
     op = "depthwise_conv"
-    checks.check_tensor(op, "input", input, [None] * 4, "[N, C, H, W]")
-    channels = input.shape[1]
-    checks.check_tensor(
-        op, "weight", weight, [channels, 1, None, None], f"[C, 1, kh, kw] with C = {channels}", device=input.device
-    )
+    checks.check_tensor(op, "input", input, [None] * 4, "[N, C, H, W]", dtypes or checks.input_dtypes(input))
+    channels, device, allowed = input.shape[1], input.device, checks.parameter_dtypes(input.dtype)
+    words = f"[C, 1, kh, kw] with C = {channels}"
+    checks.check_tensor(op, "weight", weight, [channels, 1, None, None], words, allowed, device)
     if channels < 1:
         raise ValueError(f"{op}: input must have at least one channel, got {list(input.shape)}")
     if weight.shape[2] not in KERNEL_SIZES or weight.shape[3] not in KERNEL_SIZES:
@@ -69,10 +72,10 @@ def prepare(
             f"got {list(weight.shape[2:])}"
         )
     if bias is not None:
-        checks.check_tensor(op, "bias", bias, [channels], f"[C] with C = {channels}", device=input.device)
+        checks.check_tensor(op, "bias", bias, [channels], f"[C] with C = {channels}", allowed, device)
     window = checks.check_window(op, stride, padding, dilation)
     checks.check_output(op, input.shape[2:], weight.shape[2:], window)
-    norm = checks.check_batch_norm(op, batch_norm, channels, input.device)
+    norm = checks.check_batch_norm(op, batch_norm, channels, device, allowed)
     return (input, weight, bias, *norm, *window, checks.activation_code(op, activation))
 
 
@@ -91,8 +94,8 @@ def depthwise_conv(
     """A depthwise convolution: act(BN(conv(input))).
 
     Args:
-        input: [N, C, H, W], float32, any strides.
-        weight: [C, 1, kh, kw], float32; kh and kw one of 1, 3, 5, 7.
+        input: [N, C, H, W], float32 (on a GPU also float16 or bfloat16), any strides.
+        weight: [C, 1, kh, kw], like all that follows of the input's dtype or float32; kh and kw one of 1, 3, 5, 7.
         bias: [C] or None.
         batch_norm: (weight, bias, running_mean, running_var, eps), folded in the op.
         stride: int or (h, w), default 1.
@@ -102,7 +105,7 @@ def depthwise_conv(
         return_mean: also return the means over each map, from the same pass.
 
     Returns:
-        [N, C, OH, OW] float32 with channels_last strides; with ``return_mean`` also [N, C].
+        [N, C, OH, OW] of the input's dtype with channels_last strides; with ``return_mean`` also [N, C].
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
@@ -110,5 +113,5 @@ def depthwise_conv(
     window = {"stride": stride, "padding": padding, "dilation": dilation}
     args = prepare(input, weight, bias, batch_norm=batch_norm, activation=activation, **window)
     if return_mean:
-        return registration.call(MEAN_OP, reference.depthwise_conv_mean, MEAN_FUNCTION, args)
-    return registration.call(OP, reference.depthwise_conv, FUNCTION, args)
+        return registration.call(MEAN_OP, MEAN_REFERENCE, MEAN_FUNCTION, args)
+    return registration.call(OP, REFERENCE, FUNCTION, args)

@@ -1,0 +1,281 @@
+"""Kernels that no GPU of this kind has run yet are compared with the reference before they are used.
+
+Each kernel is run on small inputs that cover tails, in each dtype, and compared with its reference in fp64 by the
+library's one tolerance rule. A miss or an exception switches that kernel and dtype off with one warning, and torch's
+own operators run instead. What came of it is kept for the process, and in a file for the next (see outcomes.py).
+
+Nothing is checked while CUDA captures a graph or torch traces one: a kernel that is not known yet then counts as not
+usable, for that call alone. Accelerate, freeze or call :func:`check_device` before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _python_dispatch
+
+from mnv3_fast import _library
+from mnv3_fast._version import __version__
+from mnv3_fast.gpu import launch, outcomes
+from mnv3_fast.gpu.outcomes import Outcome, name_of
+
+logger = logging.getLogger("mnv3_fast")
+
+KERNELS = ("stem_conv", "pointwise_conv", "depthwise_conv", "squeeze_excite_gate", "squeeze_excite")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+Runner = Callable[[str, tuple, torch.device], Any]
+"""Name of a raw op, its arguments on the CPU, the device -> its output or outputs, wherever they are."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of the kernels on a device: the file's key (versions and device) and an outcome each."""
+
+    device: torch.device
+    key: dict[str, str]
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every kernel may be used in every dtype that was asked for."""
+        return bool(self.outcomes) and all(outcome.passed for outcome in self.outcomes)
+
+
+def run_kernel(op: str, args: tuple, device: torch.device) -> Any:
+    """A raw op by its kernel on a device; products in IEEE float32 whatever torch's TF32 setting says."""
+    from mnv3_fast.gpu import dispatch
+
+    def exactly(each: launch.Launch) -> bool:
+        if each.constants.get("PRECISION") != "tf32":
+            return False
+        dataclasses.replace(each, constants={**each.constants, "PRECISION": "ieee"}).run()
+        return True
+
+    moved = [item.to(device) if isinstance(item, Tensor) else item for item in args]
+    with launch.observe(exactly):
+        return dispatch.RUN[op](*moved)
+
+
+def describe(device: torch.device) -> tuple[str, str]:
+    """Name and compute capability (of AMD's, architecture) of a GPU."""
+    properties = torch.cuda.get_device_properties(device)
+    return properties.name, getattr(properties, "gcnArchName", "") or f"{properties.major}.{properties.minor}"
+
+
+class Checker:
+    """The check and its memory.
+
+    Args:
+        run: what runs a kernel.
+        describe: gives name and compute capability of a device.
+        folder: where outcomes are kept; None for nowhere.
+    """
+
+    def __init__(
+        self,
+        run: Runner = run_kernel,
+        describe: Callable[[torch.device], tuple[str, str]] = describe,
+        folder: Path | None = None,
+    ) -> None:
+        self._run, self._describe, self._folder = run, describe, folder
+        self._answers: dict[tuple[str, torch.device, torch.dtype], bool] = {}
+        self._outcomes: dict[tuple[str, ...], dict[tuple[str, str], Outcome]] = {}
+        self._keys: dict[torch.device, dict[str, str]] = {}
+        self._told: set[tuple[Any, ...]] = set()
+        self._broken: set[torch.device] = set()
+        self._lock = threading.RLock()
+
+    def usable(self, kernel: str, device: torch.device, dtype: torch.dtype) -> bool:
+        """As the function of this name."""
+        if _library.backend() == "reference":
+            return False
+        answer = self._answers.get((kernel, device, dtype))
+        if answer is not None:
+            return answer
+        with self._lock:
+            outcome = self._find(kernel, device, dtype)
+        if outcome is None:
+            logger.debug("%s is not checked while a graph is made; torch's own operators run", kernel)
+            return False
+        return outcome.passed
+
+    def check(self, device: torch.device, dtypes: Sequence[torch.dtype] = DTYPES, again: bool = False) -> Report:
+        """As :func:`check_device`."""
+        device = _with_index(device)
+        if _library.backend() == "reference":
+            return Report(device, self._key(device), ())
+        with self._lock:
+            if again and not recording():
+                self._forget(device)
+            found = [self._find(kernel, device, dtype) for dtype in dtypes for kernel in KERNELS]
+            return Report(device, self._key(device), tuple(outcome for outcome in found if outcome is not None))
+
+    def _find(self, kernel: str, device: torch.device, dtype: torch.dtype) -> Outcome | None:
+        """What is known, or found now; None while a graph is made. Tells the user once what is switched off."""
+        asked, device = (kernel, device, dtype), _with_index(device)
+        if recording() and device not in self._keys and not torch.cuda.is_available():
+            return None  # a device that is only thought of, as by FakeTensorMode
+        known, name = self._known(device), (kernel, name_of(dtype))
+        outcome = known.get(name)
+        if outcome is None:
+            if recording():
+                return None
+            outcome = known[name] = self._check(kernel, device, dtype)
+            self._save(device)
+        self._tell(outcome, device)
+        self._answers[asked] = self._answers[(kernel, device, dtype)] = outcome.passed
+        return outcome
+
+    def _check(self, kernel: str, device: torch.device, dtype: torch.dtype) -> Outcome:
+        missing, name = triton_version()[1], name_of(dtype)
+        if missing is not None:
+            return Outcome(kernel, name, False, reason=f"Triton cannot be imported: {missing}")
+        if device in self._broken:
+            return Outcome(kernel, name, False, reason="a kernel before it has left the device in an error")
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize(device)  # an error that is not ours is raised here, and not blamed on a kernel
+        from mnv3_fast.testing.on_device import first_use_outcome  # cases and tolerance rule, which tests share
+
+        try:
+            return first_use_outcome(kernel, dtype, lambda op, args: self._run(op, args, device))
+        except Exception as error:
+            if isinstance(error, torch.AcceleratorError):
+                self._broken.add(device)
+            return Outcome(kernel, name, False, reason=outcomes.one_line(error))
+
+    def _tell(self, outcome: Outcome, device: torch.device) -> None:
+        """One warning for a kernel, dtype and device; for all dtypes where they have the reason in common."""
+        if outcome.passed:
+            return
+        common = outcome.reason is not None and outcome.reason.startswith("Triton cannot be imported")
+        where = (outcome.kernel, device) if common else (outcome.kernel, device, outcome.dtype)
+        if where in self._told:
+            return
+        self._told.add(where)
+        logger.warning(
+            "%s is switched off on %s (%s), torch's own operators run instead: %s",
+            outcome.kernel if common else f"{outcome.kernel} in {outcome.dtype}",
+            self._key(device)["device"],
+            device,
+            outcome.reason,
+        )
+
+    def _key(self, device: torch.device) -> dict[str, str]:
+        if device not in self._keys:
+            name, capability = self._describe(device)
+            values = name, capability, torch.__version__, triton_version()[0], __version__, _sources()
+            self._keys[device] = dict(zip(outcomes.KEY_FIELDS, map(str, values), strict=True))
+        return self._keys[device]
+
+    def _known(self, device: torch.device) -> dict[tuple[str, str], Outcome]:
+        """Outcomes by kernel and dtype, of all devices of one kind; read from the file when first asked for."""
+        key = self._key(device)
+        whole = tuple(key.values())
+        if whole not in self._outcomes:
+            found: list[Outcome] = []
+            if self._is_kept(key):
+                found = outcomes.read(self._path(key), key, KERNELS, tuple(map(name_of, DTYPES)))
+            self._outcomes[whole] = {(outcome.kernel, outcome.dtype): outcome for outcome in found}
+        return self._outcomes[whole]
+
+    def _save(self, device: torch.device) -> None:
+        key = self._key(device)
+        if self._is_kept(key):
+            lasting = [outcome for outcome in self._known(device).values() if _lasts(outcome)]
+            if not outcomes.write(self._path(key), key, lasting):
+                self._folder = None  # one warning is enough
+
+    def _is_kept(self, key: dict[str, str]) -> bool:
+        return self._folder is not None and bool(key["triton"]) and bool(key["sources"])
+
+    def _path(self, key: dict[str, str]) -> Path:
+        assert self._folder is not None
+        return outcomes.path_of(self._folder, key)
+
+    def _forget(self, device: torch.device) -> None:
+        self._outcomes[tuple(self._key(device).values())] = {}
+        self._answers.clear()
+        self._told = {where for where in self._told if device not in where}
+
+
+@functools.cache
+def checker() -> Checker:
+    """The one that the library asks."""
+    return Checker(folder=outcomes.cache_folder())
+
+
+def usable(kernel: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a kernel may run on a device in a dtype; checked now if that is not known yet.
+
+    Never with ``MNV3_FAST_BACKEND=reference``. While CUDA captures a graph or torch traces one nothing is checked: what
+    is not known yet is then not usable, for this call.
+
+    Args:
+        kernel: one of :data:`KERNELS`.
+        device: a CUDA device (ROCm's are called so, too).
+        dtype: of the arithmetic, one of :data:`DTYPES`.
+    """
+    return checker().usable(kernel, device, dtype)
+
+
+def check_device(device: torch.device, dtypes: Sequence[torch.dtype] = DTYPES, again: bool = False) -> Report:
+    """Check all kernels on a device that are not known yet, some seconds each, most of them spent compiling.
+
+    Args:
+        device: a CUDA device.
+        dtypes: of :data:`DTYPES`.
+        again: forget what is known of this kind of device, in the file too.
+
+    Returns:
+        An outcome for each kernel and dtype; none with ``MNV3_FAST_BACKEND=reference``, and while a graph is made only
+        those that were known.
+    """
+    return checker().check(device, dtypes, again)
+
+
+def recording() -> bool:
+    """Whether CUDA captures a graph here, or torch traces one: nothing must be run on the side."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    if _python_dispatch._get_current_dispatch_mode() is not None:  # FakeTensorMode, make_fx
+        return True
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+@functools.cache
+def triton_version() -> tuple[str, str | None]:
+    """Triton's version, and why it cannot be imported; None if it can."""
+    try:
+        import triton
+    except Exception as error:  # an installation may be broken in any way
+        return "", outcomes.one_line(error)
+    return triton.__version__, None
+
+
+@functools.cache
+def _sources() -> str:
+    try:
+        return outcomes.sources_hash()
+    except OSError:  # an installation without sources: nothing is kept
+        return ""
+
+
+def _with_index(device: torch.device) -> torch.device:
+    if device.index is not None:
+        return device
+    return torch.device(device.type, torch.cuda.current_device() if torch.cuda.is_available() else 0)
+
+
+def _lasts(outcome: Outcome) -> bool:
+    """Whether the next process would find the same: not where memory did not suffice, or another kernel is to blame."""
+    passing = ("OutOfMemoryError", "Triton cannot be imported", "a kernel before it")
+    return outcome.passed or not (outcome.reason or "").startswith(passing)
