@@ -4,24 +4,56 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
+from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.table import Table
 
-from mnv3_fast.cli.common import MISS, console, errors, print_json, show
+from mnv3_fast.cli.common import (
+    MISS,
+    check_choices,
+    check_output,
+    console,
+    errors,
+    fail,
+    print_json,
+    show,
+    write_json,
+    writing,
+)
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 EPILOG = """Examples:
 
 mnv3-fast verify
 
 mnv3-fast verify --json
 
-Ends with status 0 if everything is equal and every planted fault is found, else 1."""
+mnv3-fast verify --device cuda --dtype float16
+
+Ends with status 0 if everything is equal and every planted fault is found, else 1; 2 without the GPU that was asked
+for; 3 if the report cannot be written."""
 
 
-def verify(json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
-    """Compare every op and both networks with torch on this machine, planted faults included. Takes some minutes."""
+def verify(
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    dtype: Annotated[list[str], typer.Option(help="float32, float16, bfloat16; of a GPU; may be repeated")] = [],  # noqa: B006
+    output: Annotated[Path, typer.Option(help="folder for the report of a GPU")] = Path("mnv3-fast-verify"),
+    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Compare every op and both networks with torch on this machine, planted faults included. Takes some minutes.
+
+    Of a GPU it writes verify.json and verify.txt, to be attached to a bug report.
+    """
+    if device == "cpu" and dtype:
+        fail("--dtype is for --device cuda; on the CPU there is float32 alone")
+    check_choices("--dtype", dtype, tuple(DTYPES))
+    if device != "cpu":
+        _verify_device(device, [DTYPES[name] for name in dict.fromkeys(dtype)] or list(DTYPES.values()), output, json)
+        return
     from mnv3_fast.testing.verify import model_rows, op_rows
 
     rows = []
@@ -43,3 +75,55 @@ def verify(json: Annotated[bool, typer.Option("--json", help="print JSON")] = Fa
         console.print("everything equal, every planted fault found" if passed else "[red]there are misses[/red]")
     if not passed:
         raise typer.Exit(MISS)
+
+
+def _verify_device(name: str, dtypes: list[torch.dtype], output: Path, json: bool) -> None:
+    device = _gpu(name)
+    check_output(output)
+    from mnv3_fast.gpu import first_use
+    from mnv3_fast.testing.verify_device import (
+        device_facts,
+        device_model_rows,
+        device_op_rows,
+        report_of,
+        report_text,
+    )
+
+    checked = first_use.check_device(device, dtypes, again=True)
+    rows = []
+    for row in itertools.chain(device_op_rows(device, dtypes), device_model_rows(device, dtypes)):
+        rows.append(row)
+        state = "as it should be" if row.passed else f"MISS: {row.reason}"
+        errors.print(f"{row.name} {row.dtype}: {state}", highlight=False, soft_wrap=True, markup=False)
+    report = report_of(device_facts(device), checked, rows)
+    write_json(output / "verify.json", report)
+    with writing(output / "verify.txt"):
+        (output / "verify.txt").write_text(report_text(report), encoding="utf-8")
+    if json:
+        print_json(report)
+    else:
+        console.print(report_text(report), highlight=False, soft_wrap=True, markup=False)
+        console.print(f"report: {output}/verify.json, verify.txt", highlight=False, soft_wrap=True, markup=False)
+    if not report["passed"]:
+        raise typer.Exit(MISS)
+
+
+def _gpu(name: str) -> torch.device:
+    """The device of ``--device``; ends with status 2 where there is none."""
+    from mnv3_fast import _library
+    from mnv3_fast.gpu.first_use import triton_version
+
+    if not re.fullmatch(r"cuda(:\d{1,4})?", name):
+        fail(f"--device must be cpu, cuda or cuda:N, got {name!r}")
+    if torch.version.cuda is None and torch.version.hip is None:
+        fail(f"--device {name}: this torch ({torch.__version__}) was built without support for GPUs")
+    if not torch.cuda.is_available():
+        fail(f"--device {name}: torch finds no GPU that it can use; is there one, and its driver?")
+    device = torch.device(name)
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        fail(f"--device {name}: the last one here is cuda:{torch.cuda.device_count() - 1}")
+    if triton_version()[1] is not None:
+        fail(f"--device {name}: Triton cannot be imported: {triton_version()[1]}")
+    if _library.backend() == "reference":
+        fail(f"--device {name}: MNV3_FAST_BACKEND=reference has switched the kernels off")
+    return torch.device("cuda", torch.cuda.current_device()) if device.index is None else device

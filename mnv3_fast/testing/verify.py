@@ -1,4 +1,7 @@
-"""Equality tables: every op over its cases, and whole networks, with planted faults that must be found."""
+"""Equality tables: every op over its cases, and whole networks, with planted faults that must be found.
+
+On the CPU; of a GPU see verify_device.py.
+"""
 
 from __future__ import annotations
 
