@@ -36,6 +36,7 @@ from mnv3_fast.ops import registration
 from mnv3_fast.ops.depthwise_conv import op as depthwise
 from mnv3_fast.ops.elements import ACTIVATIONS
 from mnv3_fast.ops.inverted_residual.op import PACKED as BLOCK
+from mnv3_fast.ops.network.op import PACKED as NETWORK
 from mnv3_fast.ops.pointwise_conv import op as pointwise
 from mnv3_fast.ops.stem_conv import op as stem
 
@@ -181,7 +182,14 @@ class FusedConv(Fused):
     """A lone convolution with norm and activation on the op of its kind."""
 
     def _run(self, x: Tensor, description: Any, tensors: list[Tensor], arguments: Any) -> Tensor:
-        return run_conv(x, description)
+        return run_described(x, description, tensors, arguments)
+
+
+def run_described(x: Tensor, description: Any, tensors: list[Tensor], arguments: Any) -> Tensor:
+    """A described convolution; on a GPU as a network of one stage where it can be, whose packed weights are kept."""
+    if x.is_cuda and arguments is not None:
+        return NETWORK.run(x, tensors, *arguments)
+    return run_conv(x, description)
 
 
 def checked_conv(layer: ConvLayer | None) -> ConvLayer:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mnv3_fast.engine import cache
 from mnv3_fast.models.description import ConvLayer, NetDescription, Unsupported
-from mnv3_fast.nn.base import Fused, Packed, current_entry, fused_output, reason_of, run_conv, run_entry
+from mnv3_fast.nn.base import Fused, Packed, current_entry, fused_output, reason_of, run_described, run_entry
 from mnv3_fast.nn.conditions import as_autocast, input_reason, is_inference, transform_active
 from mnv3_fast.nn.fusion import Fusion, Inside, Reader, describe, fusion_of, traced_description
 from mnv3_fast.ops import registration
@@ -168,15 +168,11 @@ class FusedStem(Packed):
         entry = current_entry(self, x)
         if entry is not None:
             return run_entry(x, entry)
-        return fused_output(self, x, type(self)._reader, _run_described, type(self)._stem_modules)
+        return fused_output(self, x, type(self)._reader, run_described, type(self)._stem_modules)
 
     def fallback_reason(self, x: Tensor | None = None) -> str | None:
         """As :meth:`Fused.fallback_reason`, for the stem."""
         return reason_of(self, x, type(self)._stem_modules)
-
-
-def _run_described(x: Tensor, description: Any, tensors: list[Tensor], arguments: Any) -> Tensor:
-    return run_conv(x, description)
 
 
 def _through(modules: Sequence[nn.Module], y: Tensor) -> Tensor:
