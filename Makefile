@@ -9,7 +9,7 @@ CHECK = build/wheel-check
 NEON_TOOLS = aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-aarch64:qemu-user
 NEON_TOOLCHAIN = -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
 
-.PHONY: help setup demo test test-gpu-emulated test-isa test-slow test-asan test-driver test-neon neon-tools neon-driver neon-loops fuzz lint format bench bench-check bench-rivals wheel wheel-check clean
+.PHONY: help setup demo test test-gpu-emulated test-isa test-slow test-asan test-driver test-neon neon-tools neon-driver neon-loops fuzz lint format bench bench-check bench-rivals wheel wheel-check clean bench-gpu
 
 help:
 	@echo "make demo        real photos through torchvision and mnv3_fast, side by side"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench       benchmarks -> build/bench/*.json and tables.md"
 	@echo "make bench-check BASE=commit  fails where this tree is slower than a commit"
 	@echo "make bench-rivals  other inference engines beside ours -> build/rivals/tables.md and plots (about 45 minutes)"
+	@echo "make bench-gpu   torch eager, compiled and TensorRT beside ours on a GPU -> build/gpu; ARGS=--dry-run without one"
 	@echo "make setup       the environment in .venv and the kernels alone; make clean removes what was built"
 	@echo "make wheel       sdist and wheel; make wheel-check tests the wheel in an empty environment"
 
@@ -123,6 +124,10 @@ bench: test
 # The engines are installed under build/rivals/venv, none into .venv; one that cannot be installed is named in the tables.
 bench-rivals: setup
 	$(V)/python -m benchmarks.rivals $(ARGS)
+
+# An engine that is not installed or does not fit is named in the tables; ends with status 2 where there is no GPU.
+bench-gpu: setup
+	$(V)/mnv3-fast bench --device cuda --output build/gpu $(ARGS)
 
 # Fails where this tree is slower than the commit BASE (HEAD~1 unless given) by more than 5% beyond the noise.
 bench-check: setup

@@ -1,5 +1,4 @@
-"""GPUs: what a pass must move, what a model of it makes of that, and timings for whoever has a GPU.
+"""GPUs that are not here: what a pass must move, and what a model makes of that. docs/gpu.md has the tables.
 
-``python -m benchmarks.gpu.roofline`` and ``python -m benchmarks.gpu.model`` compute and need no GPU;
-``python -m benchmarks.gpu`` (``make bench-gpu``) measures. docs/gpu.md has the tables.
+``mnv3-fast bench --device cuda`` (``make bench-gpu``) measures, for whoever has one.
 """

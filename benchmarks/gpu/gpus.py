@@ -45,8 +45,8 @@ GPUS = (
     GPU("RTX 3090", 86, 82, 1.695e9, 128, 936e9, 6 << 20, 71e12),
     # NVIDIA Ada GPU architecture whitepaper, appendix A: 128 SMs, 2520 MHz, 1008 GB/s, 73728 KB, 165.2 TFLOPS.
     GPU("RTX 4090", 89, 128, 2.52e9, 128, 1008e9, 72 << 20, 165.2e12),
-    # L4 datasheet: 300 GB/s, 242 TFLOPS sparse, so 121 dense, 30.3 TFLOPS of fp32 = 7424 lanes at 2040 MHz; 48 MB of L2.
-    # 72 W: the boost clock is rarely held.
+    # L4 datasheet: 300 GB/s, 48 MB of L2, 242 TFLOPS sparse, so 121 dense, 30.3 TFLOPS of fp32 = 7424 lanes at 2040 MHz
+    # (a clock that 72 W rarely hold).
     GPU("L4", 89, 58, 2.04e9, 128, 300e9, 48 << 20, 121e12),
     # A100 whitepaper and datasheet (80 GB, SXM): 108 SMs of 64 lanes, 1410 MHz, 2039 GB/s, 40 MB, 312 TFLOPS.
     GPU("A100", 80, 108, 1.41e9, 64, 2039e9, 40 << 20, 312e12),

@@ -43,9 +43,7 @@ def digest() -> str:
     functions: dict[str, Any] = {}
     for launch in kernels().values():
         _collect(launch.kernel, functions)
-    text = "\n".join(
-        ast.unparse(ast.parse(textwrap.dedent(function.src))) for _, function in sorted(functions.items())
-    )
+    text = "\n".join(ast.unparse(ast.parse(textwrap.dedent(function.src))) for _, function in sorted(functions.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -85,7 +83,8 @@ def main() -> None:
 def write(record: dict[str, Any]) -> None:
     """The file, a kernel a line."""
     sections = [
-        f'"{architecture}": {{\n' + ",\n".join(f"{json.dumps(name)}: {json.dumps(code)}" for name, code in codes.items())
+        f'"{architecture}": {{\n'
+        + ",\n".join(f"{json.dumps(name)}: {json.dumps(code)}" for name, code in codes.items())
         for architecture, codes in record["counts"].items()
     ]
     head = ", ".join(f"{json.dumps(name)}: {json.dumps(record[name])}" for name in ("triton", "sources"))

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.gpu.roofline``: what a pass of a network moves, layer by layer, computed from shapes and launches.
+"""``python -m benchmarks.gpu.roofline``: what a pass moves, layer by layer, computed from shapes and launches.
 
-Levels a to d are defined in mnv3_fast/testing/gpu_bench/levels.py. "Ours" are the bytes of our launches: different ones,
-sums by tile and work space included, and all that threads ask for, most of which the caches answer.
+Levels a to d are defined in mnv3_fast/testing/gpu_bench/levels.py. "Ours" are the bytes of our launches: different
+ones, sums by tile and work space included, and all that threads ask for, most of which the caches answer.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Line:
         """Multiply-adds and bytes an image, in 10^6 and kB."""
         bytes_ = [*self.levels.values(), self.unique, self.requested]
         return [
-            self.name, str(self.launches), f"{self.macs / batch / 1e6:.2f}", *(f"{b / batch / 1e3:,.1f}" for b in bytes_),
-            f"{self.requested / self.unique:.2f}",
+            self.name, str(self.launches), f"{self.macs / batch / 1e6:.2f}",
+            *(f"{b / batch / 1e3:,.1f}" for b in bytes_), f"{self.requested / self.unique:.2f}",
         ]  # fmt: skip
 
 
@@ -54,9 +54,7 @@ def lines(net: str, batch: int, dtype: torch.dtype, size: int = 224) -> list[Lin
     found = []
     for layer, launch in zip(layers, launches, strict=True):
         moved = traffic(launch)
-        found.append(
-            Line(layer.name, 1, layer.macs, _levels(layer, dtype), moved.unique_bytes, moved.requested_bytes)
-        )
+        found.append(Line(layer.name, 1, layer.macs, _levels(layer, dtype), moved.unique_bytes, moved.requested_bytes))
     return [*found, total(net, found)]
 
 
@@ -73,7 +71,7 @@ def total(name: str, found: Sequence[Line]) -> Line:
 
 
 HEAD = (
-    "| layer | launches | 10^6 multiply-adds | a, kB | b | c | d | ours, unique | ours, requested | requested / unique |\n"
+    "| layer | launches | 10^6 multiply-adds | a, kB | b | c | d | ours, unique | requested | requested / unique |\n"
     "|---|" + "---:|" * 9
 )
 
@@ -87,7 +85,7 @@ def table(net: str, batch: int, dtype: torch.dtype, layers: bool = True) -> str:
 def summary(batch: int) -> str:
     """Both networks as a whole in 16 bit and fp32, with the launches of each level."""
     out = [
-        f"| batch {batch}, MB an image | a | b | c | d | ours, unique | ours / c | ours, requested | requested / unique |",
+        f"| batch {batch}, MB an image | a | b | c | d | ours, unique | ours / c | requested | requested / unique |",
         "|---|" + "---:|" * 8,
     ]
     for net in NETS:

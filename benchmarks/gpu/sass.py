@@ -156,7 +156,7 @@ def rounds(launch: Launch) -> tuple[int, ...]:
 
 
 def tensor_operations(launch: Launch) -> int:
-    """Operations of tensor cores in a launch, those for the tiles' overhang included; 0 for fp32 and without products."""
+    """Operations of tensor cores in a launch, the tiles' overhang included; 0 for fp32 and without products."""
     constants, name = launch.constants, launch.kernel.__name__
     programs = launch.grid[0] * launch.grid[1] * launch.grid[2]
     if launch.arguments.get("weight", launch.arguments.get("means", launch.arguments.get("sums"))).element_size() != 2:
