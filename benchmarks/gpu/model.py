@@ -17,6 +17,7 @@ import functools
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from benchmarks.gpu import instructions, published
 from benchmarks.gpu.gpus import EAGER_LAUNCH, GPU, GPUS, GRAPH_LAUNCH, SCHEDULERS
@@ -85,21 +86,25 @@ def _counts() -> dict:
 
 def ours(gpu: GPU, net: str, batch: int) -> Pass:
     """A frozen network, in a CUDA graph."""
-    times = []
+    return add_up(batch, (times for _, times in launch_times(gpu, net, batch)))
+
+
+def launch_times(gpu: GPU, net: str, batch: int) -> list[tuple[str, dict[str, float]]]:
+    """The kernel and the four times of each of our launches."""
+    found = []
     for launch in _launches(net, batch):
         moved = traffic(launch)
         chained = moved.unique.get("input", moved.unique.get("sums", 0))
         kernel = Kernel("", chained, sum(moved.unique.values()) - chained, sum(moved.written.values()))
         executed = _counts()[gpu.architecture][label(launch)].executed(rounds(launch))
-        times.append(
-            {
-                "memory": memory_seconds(gpu, kernel),
-                "issue": issue_seconds(gpu, launch, executed),
-                "tensor": tensor_operations(launch) / gpu.tensor,
-                "launch": GRAPH_LAUNCH,
-            }
-        )
-    return add_up(batch, times)
+        times = {
+            "memory": memory_seconds(gpu, kernel),
+            "issue": issue_seconds(gpu, launch, executed),
+            "tensor": tensor_operations(launch) / gpu.tensor,
+            "launch": GRAPH_LAUNCH,
+        }
+        found.append((launch.kernel.__name__.removesuffix("_kernel"), times))
+    return found
 
 
 def torch_at(level: str, gpu: GPU, net: str, batch: int) -> Pass:
@@ -140,6 +145,20 @@ def table(net: str, batches: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
+def kernel_table(batches: Sequence[int]) -> str:
+    """Where our time goes, in Markdown: us of all launches of each kernel, and what binds the most of them."""
+    names = ("stem_conv", "pointwise_conv", "depthwise_conv", "squeeze_excite_gate", "channel_sums")
+    lines = [f"| GPU | net | batch | {' | '.join(f'{name}, us' for name in names)} |", "|---|---|---:|" + "---:|" * 5]
+    for gpu in GPUS:
+        for net, batch in product(NETS, batches):
+            cells = []
+            for name in names:
+                mine = add_up(batch, (times for kernel, times in launch_times(gpu, net, batch) if kernel == name))
+                cells.append(f"{mine.seconds * 1e6:,.0f} ({mine.bound})")
+            lines.append(f"| {gpu.name} | {net} | {batch} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def comparison() -> str:
     """timm's published rows beside the model, in Markdown."""
     lines = [
@@ -162,6 +181,7 @@ def markdown(batches: Sequence[int]) -> str:
     out = []
     for net in NETS:
         out += [f"**{net}, fp16, computed**", "", table(net, batches), ""]
+    out += ["**The same by kernel, computed**", "", kernel_table(batches), ""]
     return "\n".join([*out, "**The same model beside what timm published, computed**", "", comparison()])
 
 

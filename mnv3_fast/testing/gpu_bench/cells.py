@@ -135,7 +135,8 @@ def measure(
                 runs[engine.key], errors[engine.key] = build(engine, model, images, dtype, expected, limit)
             except Missing as reason:
                 missing[engine.key] = str(reason)
-                _free()
+                if isinstance(reason.__cause__, torch.OutOfMemoryError):
+                    _free()
         bandwidth, timings = clock.bandwidth(), {}
         for state in STATES:
             timings[state], failed = interleave(runs, clock, state == "flushed", seconds / len(STATES), rounds)
@@ -169,7 +170,7 @@ def _figures(
 
 
 def _free() -> None:
-    """Memory of an engine that could not be built, for those after it."""
+    """Memory of an engine that did not fit, for those after it."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

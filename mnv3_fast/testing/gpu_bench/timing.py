@@ -88,7 +88,7 @@ def interleave(
     for name, run in runs.items():
         warm = attempt(name, lambda run=run: clock.times(run, WARM_UP, flush))
         if warm is not None:
-            counts[name] = max(1, int(share / max(1e-7, min(warm))))
+            counts[name] = max(1, round(share / max(1e-7, min(warm))))
     names = list(runs)
     for turn in range(rounds):
         first = turn % max(1, len(names))
