@@ -112,6 +112,35 @@ def test_requested_bytes_of_a_layer_by_hand() -> None:
     assert moved.written == {"output": 16 * 112 * 112 * 2}
 
 
+def test_requested_bytes_of_products_by_hand() -> None:
+    """Large's last block at batch 128: 160 to 960 channels at 7 x 7, its gate with 240 squeezed, back to 160."""
+    stages, shape = stages_of("large"), (128, 3, 224, 224)
+    layers, launches = layers_of(stages, shape), launches_of(Network(stages, torch.float16), shape)
+    found = {layer.name: traffic(launch) for layer, launch in zip(layers, launches, strict=True)}
+    pixels = 128 * 49
+    # Tiles of 128 pixels and 128 outputs: 49 of them down, 8 across. 16 threads ask for each bias.
+    expand = found["b14.expand"]
+    assert expand.requested == {"input": 8 * pixels * 160 * 2, "weight": 49 * 160 * 960 * 2, "bias": 49 * 960 * 4 * 16}
+    # Programs of 16 images. 8 sums by tile and channel; the hidden layer's 240 are two tiles of 128, the gates' 960 eight.
+    gate, weights = found["b14.gate"], 960 * 240 * 2
+    means, hidden = 128 * 960 * 2, 128 * 240 * 2
+    assert gate.unique == {
+        "sums": 128 * 8 * 960 * 4, "fc1_weight": weights, "fc1_bias": 240 * 4, "fc2_weight": weights,
+        "fc2_bias": 960 * 4, "means": means, "hidden": hidden,
+    }  # fmt: skip
+    assert gate.written == {"means": means, "hidden": hidden, "gates": 128 * 960 * 4}
+    assert gate.requested == {
+        "sums": 128 * 8 * 960 * 4, "fc1_weight": 8 * weights, "fc1_bias": 8 * 240 * 4 * 8, "fc2_weight": 8 * weights,
+        "fc2_bias": 8 * 960 * 4 * 8, "means": 2 * means, "hidden": 8 * hidden,
+    }  # fmt: skip
+    # With gates a tile is of one image: 64 pixels, of which 49 are there, and 64 of 160 outputs.
+    project = found["b14.project"]
+    assert project.requested == {
+        "input": 3 * pixels * 960 * 2, "weight": 128 * 960 * 160 * 2, "bias": 128 * 160 * 4 * 16,
+        "gate": 3 * 128 * 960 * 4, "residual": pixels * 160 * 2,
+    }  # fmt: skip
+
+
 def test_unknown_kernels_and_levels_are_refused() -> None:
     launch = launches_of(Network(stages_of("small"), torch.float16), (1, 3, 224, 224))[0]
     with pytest.raises(

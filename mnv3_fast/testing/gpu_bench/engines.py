@@ -75,7 +75,9 @@ def _tensorrt(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Run:
     import torch_tensorrt
 
     model, images = _channels_last(model, images, dtype)
-    compiled: Any = torch_tensorrt.compile(model, ir="dynamo", inputs=[images], enabled_precisions={dtype})
+    # Its layers have the model's dtype, and float32 is float32.
+    options = {"use_explicit_typing": True, "disable_tf32": True}
+    compiled: Any = torch_tensorrt.compile(model, ir="dynamo", inputs=[images], **options)
     return lambda: compiled(images)
 
 
