@@ -38,7 +38,10 @@ Runner = Callable[[str, tuple, torch.device], Any]
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of the kernels on a device: the file's key (versions and device) and an outcome each."""
+    """What is known of the kernels on a device: the file's key (device and versions) and an outcome each.
+
+    Both are empty where the kernels are switched off, and of a device that is not there.
+    """
 
     device: torch.device
     key: dict[str, str]
@@ -68,7 +71,9 @@ def run_kernel(op: str, args: tuple, device: torch.device) -> Any:
 def describe(device: torch.device) -> tuple[str, str]:
     """Name and compute capability (of AMD's, architecture) of a GPU."""
     properties = torch.cuda.get_device_properties(device)
-    return properties.name, getattr(properties, "gcnArchName", "") or f"{properties.major}.{properties.minor}"
+    if torch.version.hip is not None:  # elsewhere torch gives the name under this name, too
+        return properties.name, properties.gcnArchName
+    return properties.name, f"{properties.major}.{properties.minor}"
 
 
 class Checker:
@@ -98,11 +103,12 @@ class Checker:
         """As the function of this name."""
         if _library.backend() == "reference":
             return False
+        device = _with_index(device)
         answer = self._answers.get((kernel, device, dtype))
         if answer is not None:
             return answer
         with self._lock:
-            outcome = self._find(kernel, device, dtype)
+            outcome = self._find(kernel, device, dtype) if self._exists(device) else None
         if outcome is None:
             logger.debug("%s is not checked while a graph is made; torch's own operators run", kernel)
             return False
@@ -112,18 +118,21 @@ class Checker:
         """As :func:`check_device`."""
         device = _with_index(device)
         if _library.backend() == "reference":
-            return Report(device, self._key(device), ())
+            return Report(device, {}, ())
         with self._lock:
+            if not self._exists(device):
+                return Report(device, {}, ())
             if again and not recording():
                 self._forget(device)
             found = [self._find(kernel, device, dtype) for dtype in dtypes for kernel in KERNELS]
             return Report(device, self._key(device), tuple(outcome for outcome in found if outcome is not None))
 
+    def _exists(self, device: torch.device) -> bool:
+        """Not so of a device that is only thought of while a graph is made, as by FakeTensorMode."""
+        return device in self._keys or not recording() or torch.cuda.is_available()
+
     def _find(self, kernel: str, device: torch.device, dtype: torch.dtype) -> Outcome | None:
         """What is known, or found now; None while a graph is made. Tells the user once what is switched off."""
-        asked, device = (kernel, device, dtype), _with_index(device)
-        if recording() and device not in self._keys and not torch.cuda.is_available():
-            return None  # a device that is only thought of, as by FakeTensorMode
         known, name = self._known(device), (kernel, name_of(dtype))
         outcome = known.get(name)
         if outcome is None:
@@ -132,7 +141,7 @@ class Checker:
             outcome = known[name] = self._check(kernel, device, dtype)
             self._save(device)
         self._tell(outcome, device)
-        self._answers[asked] = self._answers[(kernel, device, dtype)] = outcome.passed
+        self._answers[kernel, device, dtype] = outcome.passed
         return outcome
 
     def _check(self, kernel: str, device: torch.device, dtype: torch.dtype) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -153,6 +154,7 @@ def test_nothing_is_checked_while_a_graph_is_made(monkeypatch: pytest.MonkeyPatc
         assert not found.usable("squeeze_excite", CUDA, HALF)
         assert [o.kernel for o in found.check(CUDA, [HALF]).outcomes] == ["stem_conv"]
         assert not Checker(stand).usable("stem_conv", CUDA, HALF)  # there is no such device
+        assert Checker(stand).check(CUDA) == first_use.Report(CUDA, {}, ())
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert not found.usable("squeeze_excite", CUDA, HALF)
@@ -229,3 +231,23 @@ def test_on_the_cpu_nothing_is_checked(monkeypatch: pytest.MonkeyPatch, caplog: 
     monkeypatch.setattr(first_use, "checker", raises(AssertionError("asked")))
     public(torch.ones(1, 8, 3, 3), torch.ones(8, 1, 3, 3))
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("hip", "capability"), [(None, "9.0"), ("7.0", "gfx942")])
+def test_a_device_is_described(hip: str | None, capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(name="A GPU", major=9, minor=0, gcnArchName="gfx942")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert first_use.describe(CUDA) == ("A GPU", capability)
+
+
+def test_a_device_without_a_number_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Checker(Stand(stem_conv=one_image), lambda device: (f"GPU {device.index}", "9.0"))
+    good = Checker(Stand(), lambda device: (f"GPU {device.index}", "9.0"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for index in (0, 1):
+        monkeypatch.setattr(torch.cuda, "current_device", lambda index=index: index)
+        assert not found.usable("stem_conv", torch.device("cuda"), HALF)
+        assert good.check(torch.device("cuda"), [HALF]).device == torch.device("cuda", index)
+        assert not found.usable("stem_conv", torch.device("cuda", index), HALF)
+    assert len(found._run.calls) == 2

@@ -92,3 +92,12 @@ def test_the_check_computes_in_ieee_float32(monkeypatch: pytest.MonkeyPatch) -> 
     first_use.run_kernel("pointwise_conv", args, torch.device("cpu"))
     RUN["pointwise_conv"](*args)
     assert seen == ["ieee", "tf32"]
+
+
+def test_a_gate_that_is_a_part_of_something() -> None:
+    case = Case("pointwise_conv", "gate", pointwise(3, 9, 3, 3, 8, gated=True))
+    args = list(on_device.arguments(case, torch.float32))
+    args[8] = torch.rand(3, 20)[:, 4:13]
+    reference = on_device.functions_of(case)[1]
+    ours, theirs, exact = RUN["pointwise_conv"](*args), reference(*args), reference(*on_device.double(tuple(args)))
+    assert_close_enough(ours, theirs, exact)
