@@ -14,6 +14,7 @@ from mnv3_fast.ops.squeeze_excite_gate import triton_kernel as squeeze_excite_ga
 
 TILE_P, TILE_C = 64, 64
 """Pixels and channels of a program's tile."""
+WARPS = 8
 LEAST_PART = 1024
 """Pixels that one program adds up before another one helps it."""
 
@@ -98,7 +99,7 @@ def channel_sums(input: Tensor, sums: Tensor, factor: float = 1.0) -> list[Launc
         "input": input, "sums": sums, "pixels": height * width, "channels": channels // _unit(input),
         "parts": parts, "part": part, "factor": float(factor),
     }  # fmt: skip
-    return [Launch(channel_sums_kernel, (n * parts, -(-channels // TILE_C), 1), arguments, _constants(input))]
+    return [Launch(channel_sums_kernel, (n * parts, -(-channels // TILE_C), 1), arguments, _constants(input), WARPS)]
 
 
 def scale(input: Tensor, gates: Tensor, output: Tensor) -> list[Launch]:
@@ -111,7 +112,7 @@ def scale(input: Tensor, gates: Tensor, output: Tensor) -> list[Launch]:
         "input": input, "gates": gates, "output": output,
         "pixels": height * width, "channels": channels // _unit(input), "tiles": tiles,
     }  # fmt: skip
-    return [Launch(scale_kernel, (n * tiles, -(-channels // TILE_C), 1), arguments, _constants(input))]
+    return [Launch(scale_kernel, (n * tiles, -(-channels // TILE_C), 1), arguments, _constants(input), WARPS)]
 
 
 def launches(

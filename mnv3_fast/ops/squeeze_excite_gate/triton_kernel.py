@@ -126,8 +126,8 @@ class Configuration:
 def configuration(dtype: torch.dtype) -> Configuration:
     """16 images, the least that tensor cores take; one compilation serves every layer of a network."""
     if dtype == torch.float32:
-        return Configuration(16, 4, 128, 64, 32, 8, 2)
-    return Configuration(16, 4, 128, 128, 64, 8, 2)
+        return Configuration(16, 4, 64, 64, 32, 8, 2)
+    return Configuration(16, 4, 64, 128, 64, 8, 2)
 
 
 def workspace_size(images: int, channels: int, squeeze: int) -> int:
