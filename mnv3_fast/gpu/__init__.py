@@ -1,4 +1,4 @@
-"""The operators on GPUs, in Triton. Nothing else here is imported before a tensor on a GPU needs it."""
+"""The operators on GPUs, in Triton, which is not imported before a tensor on a GPU needs it."""
 
 from __future__ import annotations
 

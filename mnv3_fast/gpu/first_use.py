@@ -25,13 +25,12 @@ from torch.utils import _python_dispatch
 
 from mnv3_fast import _library
 from mnv3_fast._version import __version__
-from mnv3_fast.gpu import launch, outcomes
+from mnv3_fast.gpu import DTYPES, launch, outcomes
 from mnv3_fast.gpu.outcomes import Outcome, name_of
 
 logger = logging.getLogger("mnv3_fast")
 
 KERNELS = ("stem_conv", "pointwise_conv", "depthwise_conv", "squeeze_excite_gate", "squeeze_excite")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 Runner = Callable[[str, tuple, torch.device], Any]
 """Name of a raw op, its arguments on the CPU, the device -> its output or outputs, wherever they are."""
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mnv3_fast.gpu import DTYPES as GPU_DTYPES
 from mnv3_fast.ops.elements import ACTIVATIONS, GATES
 
 BatchNorm = tuple[Tensor | None, Tensor | None, Tensor, Tensor, float]
 """weight, bias, running_mean, running_var ([C] each; weight and bias may be None) and eps."""
 Padding = int | tuple[int, int] | tuple[int, int, int, int]
 """All sides, (h, w), or (left, right, top, bottom)."""
-GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What the kernels for GPUs compute in."""
 MOST = 1 << 20
 """The largest stride, padding and dilation that the kernels take."""

@@ -98,3 +98,24 @@ def test_a_captured_network_is_one_op() -> None:
     assert str(calls[0].target) == "mnv3_fast.network.default"
     value = calls[-1].meta["val"]
     assert (value.shape, value.dtype, value.device.type) == ((2, 1000), torch.float16, "cuda")
+
+
+@pytest.mark.parametrize("first", [torch.uint8, torch.bfloat16])
+def test_blocks_and_networks_take_sixteen_bits_on_a_gpu(first: torch.dtype) -> None:
+    """Shapes and dtypes only: of images the stem makes its own dtype, weights may be the input's or float32."""
+    with FakeTensorMode(), torch.device("cuda"):
+        half = {"dtype": torch.bfloat16}
+        image = torch.empty(2, 3, 9, 9, dtype=first)
+        block = ((torch.empty(8, 1, 3, 3, **half), None, None), (torch.empty(4, 8, 1, 1), None, None))
+        stages = [
+            ("stem_conv", (torch.empty(8, 3, 3, 3, **half),)),
+            ("inverted_residual", block, {"padding": 1}),
+            ("pool",),
+            ("linear", (torch.empty(5, 4, **half), torch.empty(5))),
+        ]
+        output = mnv3_fast.ops.network(image, stages)
+        assert (output.shape, output.dtype) == ((2, 5), torch.bfloat16)
+        map = mnv3_fast.ops.inverted_residual(torch.empty(2, 8, 5, 5, **half), *block, padding=1)
+        assert (map.shape, map.dtype) == ((2, 4, 5, 5), torch.bfloat16)
+        with pytest.raises(TypeError, match="network: linear: weight must be bfloat16 or float32, got float16"):
+            mnv3_fast.ops.network(image, [*stages[:3], ("linear", (torch.empty(5, 4, dtype=torch.float16),))])

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mnv3_fast.engine.cache import Plan
@@ -67,19 +66,19 @@ OP, FUNCTION = PACKED.op, PACKED.function
 
 
 def _flatten_layer(
-    name: str, layer: Any, inputs: int, outputs: int | None, kernel: tuple, device: torch.device
+    name: str, layer: Any, inputs: int, outputs: int | None, kernel: tuple, input: Tensor
 ) -> tuple[list[Tensor], int, float]:
-    op = "inverted_residual"
+    op, device, dtypes = "inverted_residual", input.device, checks.parameter_dtypes(input.dtype)
     if not isinstance(layer, (tuple, list)) or len(layer) != 3:
         raise TypeError(f"{op}: {name} must be (weight, bias or None, batch_norm or None), got {type(layer).__name__}")
     weight, bias, batch_norm = layer
     words = (
         f"[{'O' if outputs is None else outputs}, {inputs}, {', '.join('k' if k is None else str(k) for k in kernel)}]"
     )
-    checks.check_tensor(op, f"{name} weight", weight, [outputs, inputs, *kernel], words, device=device)
+    checks.check_tensor(op, f"{name} weight", weight, [outputs, inputs, *kernel], words, dtypes, device)
     if bias is not None:
-        checks.check_tensor(op, f"{name} bias", bias, [weight.shape[0]], f"[{weight.shape[0]}]", device=device)
-    *norm, eps = checks.check_batch_norm(op, batch_norm, weight.shape[0], device)
+        checks.check_tensor(op, f"{name} bias", bias, [weight.shape[0]], f"[{weight.shape[0]}]", dtypes, device)
+    *norm, eps = checks.check_batch_norm(op, batch_norm, weight.shape[0], device, dtypes)
     flags, tensors = flags_of(f"{op}: {name}", weight, bias, norm)
     return tensors, flags, eps
 
@@ -102,17 +101,17 @@ def prepare(
 ) -> tuple[Tensor, list[Tensor], list[int], list[float]]:
     """The checked arguments of the raw op."""
     op = "inverted_residual"
-    checks.check_tensor(op, "input", input, [None] * 4, "[N, C, H, W]")
+    checks.check_tensor(op, "input", input, [None] * 4, "[N, C, H, W]", checks.input_dtypes(input))
     device, hidden = input.device, input.shape[1]
     tensors: list[Tensor] = []
     expand_flags, expand_eps = 0, 0.0
     if expand is not None:
-        tensors, expand_flags, expand_eps = _flatten_layer("expand", expand, hidden, None, (1, 1), device)
+        tensors, expand_flags, expand_eps = _flatten_layer("expand", expand, hidden, None, (1, 1), input)
         hidden = tensors[0].shape[0]
     depthwise_tensors, depthwise_flags, depthwise_eps = _flatten_layer(
-        "depthwise", depthwise, 1, hidden, (None, None), device
+        "depthwise", depthwise, 1, hidden, (None, None), input
     )
-    project_tensors, project_flags, project_eps = _flatten_layer("project", project, hidden, None, (1, 1), device)
+    project_tensors, project_flags, project_eps = _flatten_layer("project", project, hidden, None, (1, 1), input)
     tensors = tensors + depthwise_tensors + project_tensors
     window = checks.check_window(op, stride, padding, dilation)
     checks.check_output(op, input.shape[2:], depthwise_tensors[0].shape[2:], window)
@@ -124,7 +123,8 @@ def prepare(
     if squeeze_excite is not None:
         if not isinstance(squeeze_excite, (tuple, list)) or len(squeeze_excite) != 4:
             raise TypeError(f"{op}: squeeze_excite must be (fc1 weight, fc1 bias, fc2 weight, fc2 bias)")
-        tensors += prepare_layers(op, hidden, device, *squeeze_excite, squeeze_activation, gate, slope)[:4]
+        allowed = checks.parameter_dtypes(input.dtype)
+        tensors += prepare_layers(op, hidden, device, *squeeze_excite, squeeze_activation, gate, slope, allowed)[:4]
     spec = [
         int(expand is not None),
         expand_flags,
@@ -151,7 +151,8 @@ def inverted_residual(input: Tensor, depthwise: tuple, project: tuple, **options
     """A whole inverted residual block: expand 1x1 -> depthwise -> squeeze-excite -> project 1x1 (+ input).
 
     Args:
-        input: [N, C, H, W], float32, any strides.
+        input: [N, C, H, W], float32 (on a GPU also float16 and bfloat16, with tensors of its dtype or float32), any
+            strides.
         depthwise: (weight [E, 1, kh, kw], bias or None, batch_norm or None); batch_norm as of ``depthwise_conv``.
         project: (weight [O, E, 1, 1], bias or None, batch_norm or None).
         expand: (weight [E, C, 1, 1], bias or None, batch_norm or None); None where E = C.
@@ -162,7 +163,7 @@ def inverted_residual(input: Tensor, depthwise: tuple, project: tuple, **options
         residual: add the input; needs stride 1 and as many outputs as inputs.
 
     Returns:
-        [N, O, OH, OW] float32 with channels_last strides.
+        [N, O, OH, OW] of the input's dtype with channels_last strides.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.

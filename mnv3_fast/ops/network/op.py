@@ -55,11 +55,13 @@ OP, FUNCTION = PACKED.op, PACKED.function
 def prepare(input: Tensor, stages: Sequence[tuple]) -> tuple[Tensor, list[Tensor], list[int], list[float]]:
     """The checked arguments of the raw op."""
     op = "network"
-    checks.check_tensor(op, "input", input, [None] * 4, "[N, C, H, W]", (torch.float32, torch.uint8))
+    floats = checks.input_dtypes(input)
+    checks.check_tensor(op, "input", input, [None] * 4, "[N, C, H, W]", (*floats, torch.uint8))
     if not isinstance(stages, (tuple, list)) or not stages:
         raise TypeError(f"{op}: stages must be a list of at least one stage, got {type(stages).__name__}")
     found: list[Stage] = []
     shape: Sequence[int] = input.shape
+    dtype = input.dtype
     for i, row in enumerate(stages):
         if not isinstance(row, (tuple, list)) or not row or row[0] not in _STAGES:
             raise ValueError(f"{op}: stage {i} must be one of {', '.join(_STAGES)} and its arguments, got {row!r:.60}")
@@ -70,9 +72,10 @@ def prepare(input: Tensor, stages: Sequence[tuple]) -> tuple[Tensor, list[Tensor
             raise ValueError(f"{op}: stage {i} is {name}; a stem_conv stands first, and only it takes uint8 images")
         if (name == "linear") != (len(shape) == 2) or (name == "pool" and i == 0):
             raise ValueError(f"{op}: stage {i} is {name} and gets {list(shape)}; pool follows a map, linear the pool")
-        pixel = torch.empty((), dtype=input.dtype if i == 0 else torch.float32, device=input.device)
+        pixel = torch.empty((), dtype=dtype, device=input.device)
         found.append(_STAGES[name](pixel.expand(shape), *arguments, **options))  # a map of no memory, to check against
         shape, _ = measure(shape, found[-1:])
+        dtype = dtype if dtype.is_floating_point else found[0].tensors[0].dtype  # of bytes the stem makes its own
     return input, *join(found)
 
 
@@ -112,12 +115,13 @@ def _pool(input: Tensor) -> Stage:
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none") -> Stage:
     op = "network: linear"
     features = input.shape[1]
-    checks.check_tensor(op, "weight", weight, [None, features], f"[O, I] with I = {features}", device=input.device)
+    words, dtypes, device = f"[O, I] with I = {features}", checks.parameter_dtypes(input.dtype), input.device
+    checks.check_tensor(op, "weight", weight, [None, features], words, dtypes, device)
     if weight.shape[0] < 1:
         raise ValueError(f"{op}: weight must not be empty, got {list(weight.shape)}")
     if bias is not None:
         outputs = weight.shape[0]
-        checks.check_tensor(op, "bias", bias, [outputs], f"[O] with O = {outputs}", device=input.device)
+        checks.check_tensor(op, "bias", bias, [outputs], f"[O] with O = {outputs}", dtypes, device)
     tensors = [weight] if bias is None else [weight, bias]
     return Stage(LINEAR, [has_bias(bias), checks.activation_code(op, activation)], [], tensors)
 
@@ -135,14 +139,15 @@ def network(input: Tensor, stages: Sequence[tuple]) -> Tensor:
     """A chain of stages in one op, each without its input: a MobileNetV3 or a part of one.
 
     Args:
-        input: [N, C, H, W], float32, any strides; uint8 if the first stage is a stem_conv.
+        input: [N, C, H, W], float32 (on a GPU also float16 and bfloat16), any strides; uint8 if the first stage is a
+            stem_conv.
         stages: (name, arguments, options) each, with the arguments and options of ``mnv3_fast.ops.<name>`` after its
             input: "stem_conv" (first only; no scale and shift), "inverted_residual", "pointwise_conv" (no gate and
             residual), "pool" (the mean over the map), and after it "linear" (weight [O, I], bias [O] or None;
             ``activation`` "none", "relu" or "hardswish").
 
     Returns:
-        [N, O, OH, OW] float32 with channels_last strides, or [N, F] if there is a pool.
+        [N, O, OH, OW] of the input's dtype with channels_last strides, or [N, F] if there is a pool.
 
     Raises:
         TypeError, ValueError: naming the stage or its argument, what came and what is wanted.
