@@ -60,8 +60,8 @@ def test_rounds_are_those_of_the_sizes() -> None:
     assert [rounds(one) for one in by_name["depthwise_conv_kernel"][:4]] == [(2,), (3,), (2,), (5,)]
     assert rounds(by_name["pointwise_conv_kernel"][1]) == (1,)  # 16 inputs in steps of 32
     assert rounds(by_name["pointwise_conv_kernel"][-1]) == (40,)  # 1280
-    # 960 channels in steps of 128, 8 parts in steps of 4; 240 in tiles of 128 and steps of 64, 960 likewise.
-    assert rounds(by_name["squeeze_excite_gate_kernel"][-1]) == (8, 2, 2, 15, 8, 4)
+    # 960 channels in steps of 64, 8 parts in steps of 4; 240 in tiles of 128 and steps of 64, 960 likewise.
+    assert rounds(by_name["squeeze_excite_gate_kernel"][-1]) == (15, 2, 2, 15, 8, 4)
     # The classifier's last layer: two tiles of 64 images, sixteen of 64 classes, 1280 inputs.
     assert tensor_operations(by_name["pointwise_conv_kernel"][-1]) == 2 * 128 * 1024 * 1280
     assert tensor_operations(by_name["depthwise_conv_kernel"][0]) == 0

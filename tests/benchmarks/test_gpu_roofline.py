@@ -98,15 +98,15 @@ def test_unique_bytes_of_our_launches_are_those_of_their_tensors() -> None:
 
 
 def test_requested_bytes_of_a_layer_by_hand() -> None:
-    """3x3 with stride 1 on 112 x 112: tiles of 2 x 7 outputs read 4 x 9 inputs, less at the four edges."""
+    """3x3 with stride 1 on 112 x 112: tiles of 2 x 4 outputs read 4 x 6 inputs, less at the four edges."""
     launches = launches_of(Network(stages_of("large"), torch.float16), (1, 3, 224, 224))
     launch = next(one for one in launches if one.kernel.__name__ == "depthwise_conv_kernel")
     moved = traffic(launch)
-    rows, columns = 56 * 4 - 2, 16 * 9 - 2
+    rows, columns = 56 * 4 - 2, 28 * 6 - 2
     assert moved.requested == {
         "input": 16 * rows * columns * 2,
-        "weight": 56 * 16 * 16 * 9 * 2,
-        "bias": 56 * 16 * 16 * 4,
+        "weight": 56 * 28 * 16 * 9 * 2,
+        "bias": 56 * 28 * 16 * 4,
     }
     assert moved.unique == {"input": 16 * 112 * 112 * 2, "weight": 9 * 16 * 2, "bias": 16 * 4}
     assert moved.written == {"output": 16 * 112 * 112 * 2}
