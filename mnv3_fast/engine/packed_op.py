@@ -74,6 +74,8 @@ class PackedOp:
             return registration.run_reference(self._reference, (input, *arguments))
         from mnv3_fast.gpu.execute import run_stages  # Triton is not imported before a tensor on a GPU needs it
 
+        if not tensors:
+            raise ValueError(f"{self._name}: tensors must hold the weights of at least one layer, got none")
         return run_stages(self._name, self._reference, self._stages(*arguments), input, arguments)
 
     def _kernel(self, input: Tensor, tensors: list[Tensor], spec: list[int], constants: list[float]) -> Tensor:

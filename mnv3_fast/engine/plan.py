@@ -10,7 +10,7 @@ set, so a plan moves between machines as it is:
   ``[ceil(K/2)][8][2]``; depthwise ``[ceil(C/16)][kh*kw][16]``, stem ``[ceil(N/16)][Cin*kh*kw][16]``; biases padded to a
   multiple of 16; padding is zero.
 
-``csrc/engine/plan.cpp`` reads it and checks every word.
+``csrc/engine/plan.cpp`` reads it and checks every word, as ``mnv3_fast.engine.reference.unpack`` does.
 """
 
 from __future__ import annotations
@@ -225,12 +225,20 @@ def read_plan(plan: Tensor) -> list[Node]:
     if header[0] != MAGIC or header[1] != VERSION or header[2] != plan.numel():
         raise ValueError("plan: not a plan of version 2, or cut off")
     start = 8 * HEADER_WORDS
+    if not 1 <= header[3] <= (plan.numel() - start) // (8 * NODE_WORDS):
+        raise ValueError(f"plan: its table of {header[3]} nodes lies outside of it")
     words = plan[start : start + 8 * NODE_WORDS * header[3]].clone().view(torch.int64).view(-1, NODE_WORDS).tolist()
     return [Node(row[0], dict(enumerate(row))) for row in words]
 
 
 def floats_at(plan: Tensor, offset: int, count: int) -> Tensor:
-    """``count`` float32 of a plan from byte ``offset`` on."""
+    """``count`` float32 of a plan from byte ``offset`` on.
+
+    Raises:
+        ValueError: if they lie outside of it.
+    """
+    if offset < 0 or offset % 4 or count < 0 or offset + 4 * count > plan.numel():
+        raise ValueError(f"plan: {count} numbers from byte {offset} on lie outside of it")
     return plan[offset : offset + 4 * count].clone().view(torch.float32)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from mnv3_fast.engine.kinds import BLOCK, LINEAR, POOL, STEM
 from mnv3_fast.engine.op import dtype_of
 from mnv3_fast.engine.plan import (
+    HEADER_WORDS,
     Node,
     floats_at,
     pointwise_floats,
@@ -20,8 +21,11 @@ from mnv3_fast.engine.plan import (
     unpack_pointwise,
 )
 from mnv3_fast.ops.inverted_residual.layout import HAS_BIAS
+from mnv3_fast.ops.network.chain import Misfit, between, check_chain
 from mnv3_fast.ops.network.layout import Stage, join
 from mnv3_fast.ops.network.reference import network
+
+MOST_CHANNELS, MOST_TAPS = 1 << 20, 64
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,25 @@ class Unpacked:
 
 
 def unpack(plan: Tensor) -> Unpacked:
-    """The inverse of ``pack_stages``, BatchNorm folded.
+    """The inverse of ``pack_stages``, BatchNorm folded; checks what ``csrc/engine/plan.cpp`` does.
 
     Raises:
-        ValueError: if it is no plan.
+        ValueError: if it is no plan, or not valid.
     """
-    nodes = read_plan(plan)
+    nodes, header = read_plan(plan), plan[: 8 * HEADER_WORDS].clone().view(torch.int64).tolist()
+    try:
+        unpacked = _unpack(plan, nodes)
+        output = check_chain(unpacked.stages, header[4])
+    except ValueError as error:  # of numbers, or of shapes made of them
+        raise ValueError(f"run_plan: the plan is not valid: {error}") from None
+    if output != (header[5], header[6] != 0):
+        raise ValueError("run_plan: the plan is not valid: its output is not what its header says")
+    return unpacked
+
+
+def _unpack(plan: Tensor, nodes: list[Node]) -> Unpacked:
     scale = shift = None
-    if nodes[0].kind == STEM and nodes[0].words[16]:
+    if nodes[0].kind == STEM and between(nodes[0].words[16], 0, 1, "a flag"):
         scale, shift = (floats_at(plan, nodes[0].words[i], nodes[0].words[1]) for i in (17, 18))
     return Unpacked([_stage_of(plan, node) for node in nodes], scale, shift)
 
@@ -59,24 +74,27 @@ def run_plan(input: Tensor, plan: Tensor, geometry: Sequence[int], dtype: torch.
 
 def _stage_of(plan: Tensor, node: Node) -> Stage:
     words = node.words
+    between(node.kind, STEM, LINEAR, "a node's kind")
     if node.kind == POOL:
         return Stage(POOL, [], [], [])
     if node.kind == BLOCK:
         return _block(plan, node)
     if node.kind == STEM:
-        inputs, outputs, window = words[1], words[2], [words[3 + i] for i in range(10)]
+        inputs, outputs, window = _channels(words[1]), _channels(words[2]), _window(words, 3)
         weight = _panels(plan, words[14], outputs, inputs * window[0] * window[1])
         tensors = [weight.view(outputs, inputs, *window[:2]), floats_at(plan, words[15], outputs)]
         return Stage(STEM, [HAS_BIAS, words[13], *window[2:]], [0.0], tensors)
-    weight = _weight(plan, words[4], words[2], words[1])
+    weight = _weight(plan, words[4], _channels(words[2]), _channels(words[1]))
     tensors = [weight if node.kind == LINEAR else weight[:, :, None, None], floats_at(plan, words[5], words[2])]
     return Stage(node.kind, [HAS_BIAS, words[3]], [] if node.kind == LINEAR else [0.0], tensors)
 
 
 def _block(plan: Tensor, node: Node) -> Stage:
     words = node.words
-    inputs, hidden, outputs, squeeze = words[1], words[2], words[3], words[17]
-    window = [words[4 + i] for i in range(10)]
+    inputs, hidden, outputs = (_channels(words[i]) for i in (1, 2, 3))
+    squeeze, window = between(words[17], 0, MOST_CHANNELS, "the number of squeeze channels"), _window(words, 4)
+    if not words[14] and inputs != hidden:
+        raise Misfit("a block without expansion changes the number of channels")
     tensors: list[Tensor] = []
     if words[14]:
         tensors += [_weight(plan, words[22], hidden, inputs)[:, :, None, None], floats_at(plan, words[23], hidden)]
@@ -89,6 +107,17 @@ def _block(plan: Tensor, node: Node) -> Stage:
     spec = [words[14], HAS_BIAS, words[15], HAS_BIAS, words[16], *window[2:]]
     spec += [int(squeeze > 0), words[18], words[19], HAS_BIAS, words[32], words[21]]
     return Stage(BLOCK, spec, [0.0, 0.0, 0.0, slope_of(node) if squeeze else 0.0], tensors)
+
+
+def _channels(value: int) -> int:
+    return between(value, 1, MOST_CHANNELS, "a number of channels")
+
+
+def _window(words: dict[int, int], first: int) -> list[int]:
+    """A kernel's sides and the eight window ints behind them, which ``check_chain`` checks."""
+    for i in (first, first + 1):
+        between(words[i], 1, MOST_TAPS, "a side of a kernel")
+    return [words[first + i] for i in range(10)]
 
 
 def _panels(plan: Tensor, offset: int, outputs: int, inputs: int) -> Tensor:

@@ -17,8 +17,9 @@ from mnv3_fast.engine.reference import unpack
 from mnv3_fast.gpu import first_use
 from mnv3_fast.gpu.executor import Executor
 from mnv3_fast.gpu.network import Network
-from mnv3_fast.ops import registration
-from mnv3_fast.ops.network.layout import Stage
+from mnv3_fast.ops import checks, registration
+from mnv3_fast.ops.network.chain import Misfit, check_chain
+from mnv3_fast.ops.network.layout import Stage, check_stages, input_channels
 
 State = tuple[Any, ...]
 
@@ -70,12 +71,24 @@ def run_stages(
         arguments: of the op after its input.
 
     Raises:
-        TypeError, ValueError: for an input that does not fit.
+        TypeError, ValueError: for an input that does not fit, and for tensors and ints that do not fit each other.
     """
     tensors = [tensor for stage in stages for tensor in stage.tensors]
     dtype = input.dtype if input.is_floating_point() else tensors[0].dtype
+    if dtype not in checks.GPU_DTYPES:
+        what, got = "input" if dtype is input.dtype else "weights", str(dtype).removeprefix("torch.")
+        raise TypeError(f"{name}: {what} must be float32, float16 or bfloat16, got {got}")
     key = (name, dtype, *[(stage.kind, tuple(stage.spec), tuple(stage.constants)) for stage in stages])
-    executor = _find(tensors, key, lambda: Network(stages, dtype))
+
+    def build() -> Network:
+        check_stages(stages, checks.parameter_dtypes(dtype), input.device)
+        try:
+            check_chain(stages, input_channels(stages))
+        except Misfit as misfit:
+            raise ValueError(f"{name}: its stages do not fit: {misfit}") from None
+        return Network(stages, dtype)
+
+    executor = _find(tensors, key, build)
     _check_input(name, input, executor.network)
     if not is_usable(executor.network):
         cast = [[t.to(dtype) for t in a] if isinstance(a, (list, tuple)) and _tensors(a) else a for a in arguments]
@@ -137,7 +150,7 @@ def _check_input(op: str, input: Tensor, network: Network) -> None:
         raise ValueError(f"{op}: input must be [N, {network.input_channels}, H, W], got {list(input.shape)}")
     if input.device != network.device:
         raise ValueError(f"{op}: input must be on {network.device} as the weights are, got {input.device}")
-    if input.numel() == 0 and input.shape[0] != 0:
+    if 0 in input.shape[2:]:
         raise ValueError(f"{op}: input must have at least one pixel, got {list(input.shape)}")
-    if min(network.output_shape(input.shape)) < 1 and input.shape[0] != 0:
-        raise ValueError(f"{op}: input {list(input.shape)} is too small for the kernels, which leave nothing of it")
+    if any(min(shape[1:]) < 1 for shape in network.shapes(input.shape)):
+        raise ValueError(f"{op}: input {list(input.shape)} is too small, a map on the way would be empty")

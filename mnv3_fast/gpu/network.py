@@ -125,9 +125,15 @@ class Network:
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of what comes of an input [N, C, H, W]."""
+        return self.shapes(shape)[-1]
+
+    def shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
+        """The shapes after each step; of maps that are too small with sizes below 1."""
+        found = []
         for _, step in self.steps:
             shape = _shape_after(step, shape)
-        return tuple(shape)
+            found.append(tuple(shape))
+        return found
 
     def arena(self, input: Tensor) -> Arena:
         """The memory that passes over inputs of this shape need."""

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 HAS_BIAS, HAS_BATCH_NORM, NOT_AFFINE = 1, 2, 4
+FLOAT32 = (torch.float32,)
+CPU = torch.device("cpu")
 
 SPEC = (
     "has_expand",
@@ -109,8 +111,8 @@ def flags_of(op: str, weight: Tensor, bias: Tensor | None, norm: Sequence[Tensor
     return flags, tensors
 
 
-def check_block(block: Block) -> None:
-    """The kernels read the memory of these tensors by their sizes: all must be float32, and fit each other.
+def check_block(block: Block, dtypes: tuple[torch.dtype, ...] = FLOAT32, device: torch.device = CPU) -> None:
+    """The kernels read the memory of these tensors by their sizes: all must be of the dtypes, and fit each other.
 
     Raises:
         TypeError: for another dtype.
@@ -119,14 +121,14 @@ def check_block(block: Block) -> None:
     check_weights(block)
     hidden = block.depthwise.weight.shape[0]
     for name, layer in _convolutions(block):
-        check_layer("inverted_residual", name, layer, name != "depthwise")
+        check_layer("inverted_residual", name, layer, name != "depthwise", dtypes, device)
     if block.squeeze_excite:
         squeeze = block.squeeze_excite[0].shape[0]
         shapes = ((squeeze, hidden), (squeeze,), (hidden, squeeze), (hidden,))
         for tensor, wanted in zip(block.squeeze_excite, shapes, strict=True):
             if tensor.shape != wanted and (len(wanted) == 1 or tensor.shape != (*wanted, 1, 1)):
                 raise ValueError(f"inverted_residual: squeeze_excite does not fit the block, got {list(tensor.shape)}")
-            check_vector("inverted_residual", "squeeze_excite", tensor, tensor.shape)
+            check_vector("inverted_residual", "squeeze_excite", tensor, tensor.shape, dtypes, device)
 
 
 def check_weights(block: Block) -> None:
@@ -153,27 +155,43 @@ def _convolutions(block: Block) -> list[tuple[str, Layer]]:
     return [(name, layer) for name, layer in layers if layer is not None]
 
 
-def check_layer(op: str, name: str, layer: Layer, pointwise: bool) -> None:
+def check_layer(
+    op: str,
+    name: str,
+    layer: Layer,
+    pointwise: bool,
+    dtypes: tuple[torch.dtype, ...] = FLOAT32,
+    device: torch.device = CPU,
+) -> None:
     """As :func:`check_block`, for one convolution; ``pointwise`` wants a 1x1 kernel."""
     shape = layer.weight.shape
     if pointwise and shape[2:] not in ((1, 1), ()):
         raise ValueError(f"{op}: {name} weight must be that of a 1x1 convolution, got {list(shape)}")
     if len(shape) < 2 or (not pointwise and len(shape) != 4):
         raise ValueError(f"{op}: {name} weight must have four dimensions, got {list(shape)}")
-    check_vector(op, f"{name} weight", layer.weight, shape)
+    check_vector(op, f"{name} weight", layer.weight, shape, dtypes, device)
     for part, vector in (("bias", layer.bias), *zip(("weight", "bias", "mean", "var"), layer.batch_norm, strict=True)):
         if vector is not None:
-            check_vector(op, f"{name} {part}", vector, shape[:1])
+            check_vector(op, f"{name} {part}", vector, shape[:1], dtypes, device)
 
 
-def check_vector(op: str, name: str, tensor: Tensor, shape: Sequence[int]) -> None:
-    """One float32 tensor of a shape on the CPU."""
-    if tensor.dtype is not torch.float32:
-        raise TypeError(f"{op}: {name} must be float32, got {str(tensor.dtype).removeprefix('torch.')}")
+def check_vector(
+    op: str,
+    name: str,
+    tensor: Tensor,
+    shape: Sequence[int],
+    dtypes: tuple[torch.dtype, ...] = FLOAT32,
+    device: torch.device = CPU,
+) -> None:
+    """One tensor of a shape, one of the dtypes and on the device."""
+    if tensor.dtype not in dtypes:
+        wanted, got = " or ".join(map(str, dtypes)).replace("torch.", ""), str(tensor.dtype).removeprefix("torch.")
+        raise TypeError(f"{op}: {name} must be {wanted}, got {got}")
     if tensor.shape != shape:
         raise ValueError(f"{op}: {name} must be {list(shape)}, got {list(tensor.shape)}")
-    if tensor.device.type != "cpu":
-        raise ValueError(f"{op}: {name} must be on the CPU as the input is, got {tensor.device}")
+    if tensor.device != device:
+        place = "the CPU" if device == CPU else device
+        raise ValueError(f"{op}: {name} must be on {place} as the input is, got {tensor.device}")
 
 
 def take_layer(tensors: list[Tensor], flags: int, eps: float) -> Layer:

@@ -11,9 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from mnv3_fast.engine.kinds import BLOCK, LINEAR, POINTWISE, POOL, STEM
 from mnv3_fast.ops.elements import output_size
 from mnv3_fast.ops.inverted_residual.layout import (
+    CPU,
+    FLOAT32,
     HAS_BIAS,
     Layer,
     check_block,
@@ -94,26 +98,27 @@ def split(tensors: Sequence[Any], spec: Sequence[int], constants: Sequence[float
     return stages
 
 
-def check_stages(stages: Sequence[Stage]) -> None:
-    """As ``inverted_residual``'s ``check_block``, for each stage; that they fit each other is for the plan to check.
+def check_stages(
+    stages: Sequence[Stage], dtypes: tuple[torch.dtype, ...] = FLOAT32, device: torch.device = CPU
+) -> None:
+    """As ``inverted_residual``'s ``check_block``, for each stage; that they fit each other is for ``check_chain``.
 
     Raises:
-        TypeError: for another dtype than float32.
+        TypeError: for another dtype.
         ValueError: for a shape that does not fit, or another device.
     """
     check_stage_weights(stages)
     for stage in stages:
         if stage.kind == BLOCK:
-            check_block(unflatten(stage.tensors, stage.spec, stage.constants))
+            check_block(unflatten(stage.tensors, stage.spec, stage.constants), dtypes, device)
         elif stage.kind == LINEAR:
             layer = stage.layer()
-            check_vector("network", "linear weight", layer.weight, layer.weight.shape)
+            check_vector("network", "linear weight", layer.weight, layer.weight.shape, dtypes, device)
             if layer.bias is not None:
-                check_vector("network", "linear bias", layer.bias, layer.weight.shape[:1])
+                check_vector("network", "linear bias", layer.bias, layer.weight.shape[:1], dtypes, device)
         elif stage.kind != POOL:
-            check_layer(
-                "network", "stem" if stage.kind == STEM else "pointwise", stage.layer(), stage.kind == POINTWISE
-            )
+            name = "stem" if stage.kind == STEM else "pointwise"
+            check_layer("network", name, stage.layer(), stage.kind == POINTWISE, dtypes, device)
 
 
 def check_stage_weights(stages: Sequence[Stage]) -> None:
