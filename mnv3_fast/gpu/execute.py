@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,25 +11,12 @@ from torch import Tensor
 from mnv3_fast.engine.op import dtype_of
 from mnv3_fast.engine.reference import run_plan as reference
 from mnv3_fast.engine.reference import unpack
-from mnv3_fast.gpu import first_use
+from mnv3_fast.gpu import first_use, kept
 from mnv3_fast.gpu.executor import Executor
 from mnv3_fast.gpu.network import Network
 from mnv3_fast.ops import checks, registration
 from mnv3_fast.ops.network.chain import Misfit, check_chain
 from mnv3_fast.ops.network.layout import Stage, check_stages, input_channels
-
-State = tuple[Any, ...]
-
-
-@dataclass
-class _Kept:
-    executor: Executor
-    state: State
-    references: list[Any]
-
-
-_kept: dict[tuple[Any, ...], _Kept] = {}
-_lock = threading.Lock()
 
 
 def run_plan(input: Tensor, plan: Tensor, geometry: Sequence[int]) -> Tensor:
@@ -51,11 +35,11 @@ def run_plan(input: Tensor, plan: Tensor, geometry: Sequence[int]) -> Tensor:
 def plan_executor(plan: Tensor, dtype: torch.dtype) -> Executor:
     """The executor of a plan on its device, unpacked once for each dtype."""
 
-    def build() -> Network:
+    def build() -> Executor:
         unpacked = unpack(plan)
-        return Network(unpacked.stages, dtype, unpacked.scale, unpacked.shift)
+        return Executor(Network(unpacked.stages, dtype, unpacked.scale, unpacked.shift))
 
-    return _find([plan], ("plan", dtype), build)
+    return kept.find([plan], ("plan", dtype), build)
 
 
 def run_stages(
@@ -80,15 +64,15 @@ def run_stages(
         raise TypeError(f"{name}: {what} must be float32, float16 or bfloat16, got {got}")
     key = (name, dtype, *[(stage.kind, tuple(stage.spec), tuple(stage.constants)) for stage in stages])
 
-    def build() -> Network:
+    def build() -> Executor:
         check_stages(stages, checks.parameter_dtypes(dtype), input.device)
         try:
             check_chain(stages, input_channels(stages))
         except Misfit as misfit:
             raise ValueError(f"{name}: its stages do not fit: {misfit}") from None
-        return Network(stages, dtype)
+        return Executor(Network(stages, dtype))
 
-    executor = _find(tensors, key, build)
+    executor = kept.find(tensors, key, build)
     _check_input(name, input, executor.network)
     if not is_usable(executor.network):
         cast = [[t.to(dtype) for t in a] if isinstance(a, (list, tuple)) and _tensors(a) else a for a in arguments]
@@ -103,41 +87,6 @@ def is_usable(network: Network) -> bool:
 
 def _tensors(items: Sequence[Any]) -> bool:
     return bool(items) and isinstance(items[0], Tensor)
-
-
-def _find(tensors: Sequence[Tensor], key: tuple[Any, ...], build: Callable[[], Network]) -> Executor:
-    """The executor that was built from tensors as they are now.
-
-    Only what the CPU knows is looked at: version counters, memory and layout. Values would have to be waited for.
-    """
-    whole = (*key, *[id(tensor) for tensor in tensors])
-    state = tuple((_version(t), t.data_ptr(), t.shape, t.stride(), t.dtype) for t in tensors)
-    with _lock:
-        kept = _kept.get(whole)
-        if kept is not None and kept.state == state:
-            return kept.executor
-    executor = Executor(build())
-    references = [weakref.ref(tensor, lambda _: _forget(whole)) for tensor in tensors]
-    with _lock:
-        _kept[whole] = _Kept(executor, state, references)
-    return executor
-
-
-def _forget(whole: tuple[Any, ...]) -> None:
-    _kept.pop(whole, None)
-
-
-def forget(tensors: Sequence[Tensor]) -> None:
-    """Drop what was packed from any of these tensors."""
-    objects = {id(tensor) for tensor in tensors}
-    with _lock:
-        for whole, kept in list(_kept.items()):
-            if any(id(reference()) in objects for reference in kept.references):
-                del _kept[whole]
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
 
 
 def _check_input(op: str, input: Tensor, network: Network) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mnv3_fast.engine import cache
 from mnv3_fast.engine.op import OP
+from mnv3_fast.gpu import kept
 from mnv3_fast.models.description import ConvLayer, Unsupported, kind_of_conv
 from mnv3_fast.nn.conditions import (
     as_autocast,
@@ -135,7 +136,9 @@ class Packed(nn.Module):
     def refresh(self) -> None:
         """Forget what was packed from this module's weights."""
         forget(self)
-        cache.drop(list(self.parameters()) + list(self.buffers()))
+        tensors = [*self.parameters(), *self.buffers()]
+        cache.drop(tensors)
+        kept.forget(tensors)
 
     def train(self, mode: bool = True) -> Any:
         """As nn.Module.train; also forgets packed weights."""
