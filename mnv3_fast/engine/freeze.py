@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from mnv3_fast import _library, gpu
 from mnv3_fast.engine import reference
-from mnv3_fast.engine.op import OP, dtype_of
+from mnv3_fast.engine.op import OP, check_place, dtype_of
 from mnv3_fast.engine.packing import pack_stages
 from mnv3_fast.models.description import NetDescription, Unsupported, describe_net
 from mnv3_fast.models.torchvision import has_hooks
@@ -79,6 +80,8 @@ class Engine(nn.Module):
     def _check(self, input: Any) -> None:
         if not isinstance(input, Tensor):
             raise TypeError(f"Engine: input must be a Tensor, got {type(input).__name__}")
+        if self.geometry[0] > 1:
+            check_place(self.plan, self.dtype)
         if input.dtype is not self.dtype and input.dtype is not torch.uint8:
             wanted, got = (str(dtype).removeprefix("torch.") for dtype in (self.dtype, input.dtype))
             raise TypeError(f"Engine: input must be {wanted} or uint8, got {got}")
@@ -160,7 +163,7 @@ def freeze(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"freeze: model must be an nn.Module, got {type(model).__name__}")
-    device = next((tensor.device.type for tensor in model.parameters()), "cpu")
+    device = next((tensor.device.type for tensor in chain(model.parameters(), model.buffers())), "cpu")
     exist = gpu.DTYPES if device == "cuda" else (torch.float32,)
     if dtype is not None and dtype not in exist:
         words = " and ".join(str(known) for known in exist)
@@ -237,7 +240,7 @@ def _engine_of(
         if scale.numel() != channels or shift.numel() != channels:
             counts = f"{scale.numel()} and {shift.numel()}"
             raise ValueError(f"freeze: scale and shift must have {channels} values, one a channel, got {counts}")
-    weight = next(model.parameters())
+    weight = description.stages()[0].tensors[0]  # which may be a buffer
     plan, geometry = pack_stages(_on_cpu(description.stages(), weight), scale, shift)
     plan = plan.to(weight.device)
     geometry[0] += 2 * gpu.DTYPES.index(dtype or weight.dtype)

@@ -36,6 +36,19 @@ def dtype_of(geometry: Sequence[int]) -> torch.dtype:
     return DTYPES[index]
 
 
+def check_place(plan: Tensor, dtype: torch.dtype) -> None:
+    """Refuses an engine of a 16-bit dtype on the CPU, where a file may have been loaded that was made on a GPU.
+
+    Raises:
+        RuntimeError: if it is there.
+    """
+    if dtype is not torch.float32 and plan.is_cpu:
+        raise RuntimeError(
+            f"Engine: this one is {str(dtype).removeprefix('torch.')}, for a GPU, and was loaded on the CPU, where "
+            "engines are float32; freeze the model there: mnv3_fast.freeze(model.float().cpu())"
+        )
+
+
 def _reference(input: Tensor, plan: Tensor, geometry: list[int]) -> Tensor:
     from mnv3_fast.engine.reference import run_plan  # built of the other ops, which are being registered now
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 
 import torch
 from torch import nn
@@ -25,7 +26,8 @@ def try_kernels(model: nn.Module) -> None:
     """Compare the kernels with their references on the GPUs that a model is on, where nobody has done so yet."""
     if missing_reason() is not None or not torch.cuda.is_available():
         return
-    for device in {tensor.device for tensor in model.parameters() if tensor.is_cuda}:
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
         from mnv3_fast.gpu.first_use import check_device
 
         check_device(device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torchvision
@@ -48,6 +50,25 @@ def test_an_engine_stays_on_its_device(engine: torch.nn.Module) -> None:
         engine.to("meta")
     assert engine.half() is engine
     assert engine.plan.device.type == "cpu"
+
+
+def test_an_engine_of_half_precision_loaded_on_the_cpu(engine: torch.nn.Module) -> None:
+    """As ``torch.load(..., map_location="cpu")`` makes one; bytes would run, and come out as float32."""
+    half = copy.deepcopy(engine)
+    half.geometry[0] += 2
+    for image in (torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32).half(), torch.zeros(1, 3, 32, 32).byte()):
+        with pytest.raises(RuntimeError, match=r"^Engine: this one is float16, for a GPU, and was loaded on the CPU, "):
+            half(image)
+
+
+def test_weights_that_are_buffers() -> None:
+    model, image = parity_model("small"), torch.randn(1, 3, 32, 32)
+    expected = mnv3_fast.freeze(model)(image)
+    for module in model.modules():
+        for name in list(module._parameters):
+            tensor = module._parameters.pop(name)
+            module.register_buffer(name, None if tensor is None else tensor.detach())
+    assert torch.equal(mnv3_fast.freeze(model)(image), expected)
 
 
 def test_other_dtypes_are_for_gpus() -> None:
