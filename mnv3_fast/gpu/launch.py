@@ -35,6 +35,15 @@ class Launch:
     warps: int = 4
     stages: int = 2
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for more programs than a GPU starts, which tells no more than "invalid argument"."""
+        if any(count > most for count, most in zip(self.grid, MOST_PROGRAMS, strict=True)):
+            name = self.kernel.__name__.removesuffix("_kernel")
+            raise ValueError(
+                f"{name}: the input is too large, it takes {self.grid} programs and a GPU starts at most "
+                f"{MOST_PROGRAMS}; split it"
+            )
+
     @property
     def options(self) -> dict[str, Any]:
         """What the compiler is told besides: also that it may fuse multiplications into additions."""
@@ -49,7 +58,9 @@ class Launch:
         self.kernel.warmup(**self.arguments, **self.constants, **self.options, grid=self.grid)
 
 
-_observer: Callable[[Launch], bool] | None = None
+MOST_PROGRAMS = (2**31 - 1, 65535, 65535)
+"""What CUDA starts at most along x, y and z."""
+_observers: list[Callable[[Launch], bool]] = []
 
 
 def run(launches: Sequence[Launch]) -> None:
@@ -58,7 +69,8 @@ def run(launches: Sequence[Launch]) -> None:
         return
     with _on_device_of(launches[0]):
         for launch in launches:
-            if _observer is None or not _observer(launch):
+            observers = _observers[-1:]  # another thread's may go at any time
+            if not (observers and observers[0](launch)):
                 launch.run()
 
 
@@ -70,14 +82,17 @@ def _on_device_of(launch: Launch) -> AbstractContextManager[Any]:
 
 @contextmanager
 def _observed(observer: Callable[[Launch], bool]) -> Any:
-    global _observer
-    before, _observer = _observer, observer
+    _observers.append(observer)
     try:
         yield
-    finally:
-        _observer = before
+    finally:  # its own, also where blocks of two threads overlap
+        place = max(i for i, each in enumerate(_observers) if each is observer)
+        del _observers[place]
 
 
 def observe(observer: Callable[[Launch], bool]) -> AbstractContextManager[None]:
-    """Inside of the ``with`` block each launch is shown to ``observer`` first; it is not run if that returns True."""
+    """Inside of the ``with`` block each launch is shown to ``observer`` first; it is not run if that returns True.
+
+    Launches of all threads are; of several observers the one that came last sees them.
+    """
     return _observed(observer)
