@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -144,7 +144,7 @@ def _outcome(item: Any, kernels: tuple[str, ...], dtypes: tuple[str, ...]) -> Ou
     if type(passed) is not bool:
         raise Invalid("passed is neither true nor false")
     for number in (error, limit):
-        if number is not None and (type(number) not in (int, float) or not math.isfinite(number) or number < 0):
+        if number is not None and (type(number) not in (int, float) or not 0 <= number <= sys.float_info.max):
             raise Invalid("error and limit must be numbers that are not negative, or null")
     if passed and (error is None or limit is None or error > limit or reason is not None):
         raise Invalid("an outcome that passed has an error above its limit, or a reason")

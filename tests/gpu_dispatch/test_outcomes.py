@@ -107,6 +107,7 @@ def outcome(**fields: Any) -> Callable[[bytes], bytes]:
         (outcome(kernel=["stem_conv"]), "an outcome is of no kernel or dtype that exists"),
         (outcome(dtype="float64"), "an outcome is of no kernel or dtype that exists"),
         (outcome(passed=1), "passed is neither true nor false"),
+        (outcome(limit=10**400), "error and limit must be numbers that are not negative, or null"),
         (outcome(error=-1), "error and limit must be numbers that are not negative, or null"),
         (outcome(error=float("nan")), "error and limit must be numbers that are not negative, or null"),
         (outcome(limit=True), "error and limit must be numbers that are not negative, or null"),
