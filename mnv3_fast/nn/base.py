@@ -20,6 +20,7 @@ from mnv3_fast.nn.conditions import (
     observed,
     plan_may_run,
     transform_active,
+    weights_fit,
 )
 from mnv3_fast.nn.containers import StandIn
 from mnv3_fast.nn.fusion import (
@@ -65,7 +66,7 @@ def fused_output(root: nn.Module, x: Tensor, reader: Reader, run: Run, inside: I
         if description is None:
             return None
         tensors, arguments = flattened(description)
-        if x.is_cuda and registration.wants_grad((x, tensors)):
+        if not weights_fit(x, tensors) or (x.is_cuda and registration.wants_grad((x, tensors))):
             return None
         return run(x, description, tensors, arguments)
     found = fusion_of(root, reader, inside)
@@ -73,8 +74,8 @@ def fused_output(root: nn.Module, x: Tensor, reader: Reader, run: Run, inside: I
         return None
     fusion, tensors = found
     grad = registration.wants_grad((x, tensors))
-    if grad and x.is_cuda:
-        return None  # torch's own backward is faster than a forward once more
+    if not weights_fit(x, tensors) or (grad and x.is_cuda):
+        return None  # with gradients torch's own backward is faster than a forward once more
     if torch.jit.is_tracing():
         # torch.jit.trace repeats itself without gradients to check the graph: that must take the same way.
         grad = fusion.traced_with_grad if checks_trace() else grad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
 from mnv3_fast import _library, gpu
+from mnv3_fast.ops.checks import parameter_dtypes
 
 
 def environment_reason(device: str = "cpu") -> str | None:
@@ -46,6 +48,18 @@ def as_autocast(x: Tensor) -> Tensor:
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         return x.to(torch.get_autocast_dtype("cuda"))
     return x
+
+
+def weights_fit(x: Tensor, tensors: Sequence[Tensor]) -> bool:
+    """Whether torch takes these weights, too, beside an input on a GPU (that is as autocast asks for), and ours do.
+
+    The ops would take float32 beside 16 bit; without autocast torch refuses, and its error is the model's.
+    """
+    if not x.is_cuda:
+        return True
+    if tensors[0].dtype is not x.dtype and not torch.is_autocast_enabled("cuda"):
+        return False
+    return all(tensor.dtype in parameter_dtypes(x.dtype) for tensor in tensors)
 
 
 def plan_may_run(x: Any) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mnv3_fast.engine import cache
 from mnv3_fast.models.description import ConvLayer, NetDescription, Unsupported
 from mnv3_fast.nn.base import Fused, Packed, current_entry, fused_output, reason_of, run_described, run_entry
-from mnv3_fast.nn.conditions import as_autocast, input_reason, is_inference, transform_active
+from mnv3_fast.nn.conditions import as_autocast, input_reason, is_inference, transform_active, weights_fit
 from mnv3_fast.nn.fusion import Fusion, Inside, Reader, describe, fusion_of, traced_description
 from mnv3_fast.ops import registration
 from mnv3_fast.ops.network.op import PACKED as NETWORK
@@ -108,6 +108,8 @@ class FusedNet(Packed):
             return None
         x = as_autocast(x)
         tensors, spec, constants = description.flatten()
+        if not weights_fit(x, tensors):
+            return None
         if registration.wants_grad((x, tensors)) and (x.is_cuda or not registration.exporting()):
             return None  # an exported graph is for inference, wherever its parameters may come from
         return _through(description.rest, NETWORK.run(x, tensors, spec, constants))

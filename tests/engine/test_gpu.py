@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mnv3_fast
 from mnv3_fast.engine.op import OP
-from mnv3_fast.nn import conditions
+from mnv3_fast.nn import base, conditions
 from mnv3_fast.testing.parity import parity_model
 
 
@@ -103,18 +103,43 @@ def test_autocast_says_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     assert conditions.as_autocast(torch.zeros(1)).dtype is torch.float32
 
 
-def test_a_captured_network_is_one_op() -> None:
-    """torch.compile and torch.export of an accelerated model on a GPU hold the network's op, in the input's dtype."""
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
-        torch.set_default_dtype(torch.float16)
+def export_on_gpu(weights: torch.dtype, image: torch.dtype) -> torch.export.ExportedProgram:
+    """An accelerated network of a dtype on a GPU that is not there, captured on an image of a dtype."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"), torch.no_grad():
+        torch.set_default_dtype(weights)
         try:
             model = torchvision.models.mobilenet_v3_small().eval()
         finally:
             torch.set_default_dtype(torch.float32)
         mnv3_fast.accelerate(model, inplace=True)
-        image = torch.empty(2, 3, 224, 224, dtype=torch.float16)
-        with torch.no_grad():
-            program = torch.export.export(model, (image,), strict=True)
+        return torch.export.export(model, (torch.empty(2, 3, 224, 224, dtype=image),), strict=True)
+
+
+def test_blocks_ask_whether_weights_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    block, x = mnv3_fast.accelerate(parity_model("small").features[:4].eval())[2], torch.randn(1, 16, 8, 8)
+    monkeypatch.setattr(base, "weights_fit", lambda x, tensors: False)
+    monkeypatch.setattr(base, "run_entry", lambda x, entry: pytest.fail("ran fused"))
+    with torch.no_grad():
+        block(x)
+        monkeypatch.setattr(base, "weights_fit", lambda x, tensors: True)
+        with pytest.raises(pytest.fail.Exception, match="ran fused"):
+            block(x)
+
+
+def test_weights_beside_an_input_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    half, single, brain = (on_gpu((8,), dtype) for dtype in (torch.float16, torch.float32, torch.bfloat16))
+    assert conditions.weights_fit(half, [half, single])  # BatchNorm in float32, which torch takes, too
+    assert not conditions.weights_fit(half, [single])
+    assert not conditions.weights_fit(single, [single, half])
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+    assert conditions.weights_fit(half, [single])
+    assert not conditions.weights_fit(half, [brain])
+    assert conditions.weights_fit(torch.ones(1), [half])  # on the CPU others look
+
+
+def test_a_captured_network_is_one_op() -> None:
+    """torch.compile and torch.export of an accelerated model on a GPU hold the network's op, in the input's dtype."""
+    program = export_on_gpu(torch.float16, torch.float16)
     calls = [node for node in program.graph.nodes if node.op == "call_function"]
     assert str(calls[0].target) == "mnv3_fast.network.default"
     value = calls[-1].meta["val"]
