@@ -20,6 +20,7 @@ from mnv3_fast.cli.common import (
     check_choices,
     check_output,
     check_positive,
+    compiling,
     console,
     errors,
     fail,
@@ -129,7 +130,7 @@ def _bench_gpu(
     try:
         from mnv3_fast.testing.gpu_bench import cells as one
         from mnv3_fast.testing.gpu_bench import report, runner
-        from mnv3_fast.testing.gpu_bench.engines import ENGINES
+        from mnv3_fast.testing.gpu_bench.engines import ENGINES, telling
     except ImportError as error:
         fail(f"--device {device} needs Triton, which comes with torch on Linux: {error}")
 
@@ -139,17 +140,18 @@ def _bench_gpu(
     engines = [engine for engine in ENGINES if not chosen or engine.key in chosen]
     wanted = product(nets, sizes, dtypes or one.DTYPES, batches or one.BATCHES)
     cells = [one.Cell(net, batch, dtype, size) for net, size, dtype, batch in wanted]
-    found = runner.dry_cells(cells, engines)  # a generator, so nothing is done yet
-    if not dry:
-        found = runner.measured_cells(cells, place, seconds, engines)
     done: list[dict[str, Any]] = []
     facts, call = runner.facts_of(None if dry else place), ["mnv3-fast", *sys.argv[1:]]
     record = runner.record_of(facts, call, done, dry)
-    for cell in found:  # written as it grows: a run takes hours where everything compiles
-        errors.print(cell["title"])
-        done.append(cell)
-        record = runner.record_of(facts, call, done, dry)
-        write_json(output / "bench-gpu.json", record)
+    with compiling() as progress:
+        found = runner.dry_cells(cells, engines)  # a generator, so nothing is done yet
+        if not dry:
+            found = runner.measured_cells(cells, place, seconds, telling(engines, progress))
+        for cell in found:  # written as it grows: a run takes hours where everything compiles
+            errors.print(cell["title"])
+            done.append(cell)
+            record = runner.record_of(facts, call, done, dry)
+            write_json(output / "bench-gpu.json", record)
     text = report.markdown(record)
     with writing(output / "bench-gpu.md"):
         (output / "bench-gpu.md").write_text(text, encoding="utf-8")

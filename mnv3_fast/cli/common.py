@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -88,6 +89,15 @@ def downloading(url: str) -> Iterator[None]:
             yield
     except OSError as error:
         raise OSError(f"{url} could not be downloaded: {getattr(error, 'reason', error)}") from error
+
+
+@contextmanager
+def compiling() -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr for kernels that are compiled ahead: gives what is told how many are done and of how many."""
+    columns = TextColumn("compiling kernels"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=errors, transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("", visible=False)
+        yield lambda done, of: bar.update(task, completed=done, total=of, visible=done < of)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -260,7 +260,7 @@ def test_the_command_measures_what_a_device_would(tmp_path: Path, monkeypatch: p
     assert [row["engine"] for row in found["rows"]] == ["eager", "frozen"]
     assert all(row["error"] <= 2e-5 for row in found["rows"])
     # An engine of ours that computes something else ends the command with status 1, and its row has no number.
-    monkeypatch.setattr(engines, "freeze", lambda model: lambda x: model(x) * 1.001)
+    monkeypatch.setattr(engines, "freeze", lambda model, progress: lambda x: model(x) * 1.001)
     result = cli.invoke(app, ["bench", "--device", "cuda", *options])
     assert result.exit_code == 1
     assert "no number on a wrong result: small, batch 2, float32, 32 x 32, mnv3_fast frozen" in " ".join(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mnv3_fast.acceleration import accelerate
-from mnv3_fast.engine.freeze import freeze
+from mnv3_fast.engine.freeze import Progress, freeze
 
 Run = Callable[[], Tensor]
 """One pass over the images."""
@@ -86,9 +87,15 @@ def _accelerated(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Run:
     return lambda: fast(images)
 
 
-def _frozen(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Run:
-    engine, images = freeze(copy.deepcopy(model).to(dtype)), images.to(dtype)
+def _frozen(model: nn.Module, images: Tensor, dtype: torch.dtype, progress: Progress | None = None) -> Run:
+    engine, images = freeze(copy.deepcopy(model).to(dtype), progress=progress), images.to(dtype)
     return lambda: engine(images)
+
+
+def telling(engines: Sequence[Engine], progress: Progress) -> list[Engine]:
+    """The same engines; frozen tells how far the compilation of its kernels is."""
+    told = functools.partial(_frozen, progress=progress)
+    return [replace(engine, build=told) if engine.build is _frozen else engine for engine in engines]
 
 
 FROZEN = "frozen"
