@@ -178,8 +178,10 @@ def test_engines_that_cannot_be_explained() -> None:
 
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
         mnv3_fast.explain(Forgetful(), X)
+    elsewhere = copy.deepcopy(engine)
+    elsewhere.plan = elsewhere.plan.to("meta")
     with pytest.raises(ValueError, match="plan: expected one in memory, got one on device meta"):
-        mnv3_fast.explain(copy.deepcopy(engine).to("meta"))
+        mnv3_fast.explain(elsewhere)
     engine.plan = engine.plan[:10]
     with pytest.raises(ValueError, match=r"plan: expected a uint8 vector of at least \d+, got uint8 \[10\]"):
         mnv3_fast.explain(engine)
