@@ -48,7 +48,7 @@ def main(*paths: str) -> int:
     for path in paths:
         for name, code in functions(path):
             loop = innermost(code)
-            if not loop or "tile<" not in name:
+            if not loop or not re.search(r"tiles?<", name):
                 continue
             multiply = [operands for _, name, operands in loop if name == "fmla"]
             loads = sum(name.startswith("ld") for _, name, _ in loop)
