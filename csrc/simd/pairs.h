@@ -75,8 +75,8 @@ MNV3_INLINE Vec<L> join_halves(const float* one, const float* other) {
 #endif
 #if defined(__SSE__)
   if constexpr (L == 4) {
-    const __m128 low = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(one)));
-    return (Vec<L>)_mm_loadh_pi(low, reinterpret_cast<const __m64*>(other));
+    const __m128 low = _mm_castsi128_ps(_mm_loadu_si64(one)), high = _mm_castsi128_ps(_mm_loadu_si64(other));
+    return (Vec<L>)_mm_movelh_ps(low, high);
   }
 #endif
 #if defined(MNV3_ISA_NEON)
