@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -18,14 +18,13 @@ from mnv3_fast import _library, gpu
 from mnv3_fast.engine import reference
 from mnv3_fast.engine.op import OP, check_place, dtype_of
 from mnv3_fast.engine.packing import pack_stages
+from mnv3_fast.gpu import Progress
 from mnv3_fast.models.description import NetDescription, Unsupported, describe_net
 from mnv3_fast.models.torchvision import has_hooks
 from mnv3_fast.nn.conditions import observed, transform_active
 from mnv3_fast.nn.parts import computed_attributes
 from mnv3_fast.ops import registration
 from mnv3_fast.ops.network.layout import Stage
-
-Progress = Callable[[int, int], None]
 
 
 class Engine(nn.Module):
@@ -138,7 +137,7 @@ def freeze(
     *,
     scale: Tensor | Sequence[float] | None = None,
     shift: Tensor | Sequence[float] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> nn.Module:
     """Copy and pack a network's weights once and run it in one call; inference only.
 

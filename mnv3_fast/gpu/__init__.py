@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from mnv3_fast import _library
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What the kernels take and give."""
+Progress = Callable[[int, int], None]
+"""Told how many kernels have been compiled, and how many there are."""
 TRITON = importlib.util.find_spec("triton") is not None
 
 

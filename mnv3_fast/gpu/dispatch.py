@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from mnv3_fast.gpu import first_use, launch, raw_arguments
 from mnv3_fast.ops import checks, registration
-from mnv3_fast.ops.elements import as_nhwc, empty_nhwc, output_size
+from mnv3_fast.ops.elements import dense_nhwc, empty_nhwc, output_size
 
 Run = Callable[..., Any]
 
@@ -103,7 +102,7 @@ def run_stem_conv(*args: Any) -> Tensor:
         ones = torch.ones(channels, device=input.device) if scale is None else scale
         normalisation = [pack_vector(vector, channels, input.device) for vector in (ones, shift)]
     options = layer.kernel, window, activation, *normalisation
-    _start(triton_kernel.launches(input, layer.weight, layer.bias, output, *options), output)
+    launch.run(triton_kernel.launches(input, layer.weight, layer.bias, output, *options))
     return output
 
 
@@ -130,9 +129,9 @@ def run_pointwise_conv(*args: Any) -> Tensor:
 
     layer = _packed(POINTWISE, weight, bias, norm, eps, input.dtype, NO_WINDOW, activation)
     gate = None if gate is None else gate.contiguous()
-    residual = None if residual is None else _dense(residual)
+    residual = None if residual is None else dense_nhwc(residual)
     options = activation, gate, residual
-    _start(triton_kernel.launches(_dense(input), layer.weight, layer.bias, output, *options), output)
+    launch.run(triton_kernel.launches(dense_nhwc(input), layer.weight, layer.bias, output, *options))
     return output
 
 
@@ -173,12 +172,12 @@ def _depthwise_conv(args: Sequence[Any], with_mean: bool) -> tuple[Tensor, Tenso
     if with_mean:
         sums = input.new_empty(triton_kernel.sums_shape(output, layer.kernel, window), dtype=torch.float32)
     options = layer.kernel, window, activation, sums
-    found = triton_kernel.launches(_dense(input), layer.weight, layer.bias, output, *options)
+    found = triton_kernel.launches(dense_nhwc(input), layer.weight, layer.bias, output, *options)
     if sums is not None:
         # Tiles are added up in their order, as the pixels of a map [N, C, tiles, 1] that lies there as NHWC.
         parts = sums.transpose(1, 2)[..., None]
         found += channel_sums(parts, mean.view(n, 1, channels), 1 / (output.shape[2] * output.shape[3]))
-    _start(found, output)
+    launch.run(found)
     return output, mean
 
 
@@ -202,7 +201,7 @@ def run_squeeze_excite_gate(*args: Any) -> Tensor:
 
     packed, workspace = _packed_layers(mean, layers)
     sums = mean.contiguous()[:, None]
-    _start(triton_kernel.launches(sums, 1, *packed, gates, workspace, activation, gate, slope), gates)
+    launch.run(triton_kernel.launches(sums, 1, *packed, gates, workspace, activation, gate, slope))
     return gates
 
 
@@ -229,7 +228,7 @@ def run_squeeze_excite(*args: Any) -> Tensor:
     sums = input.new_empty(triton_kernel.sums_shape(input), dtype=torch.float32)
     gates = input.new_empty(input.shape[:2], dtype=torch.float32)
     rest = workspace, activation, gate, slope
-    _start(triton_kernel.launches(_dense(input), *packed, output, sums, gates, *rest), output)
+    launch.run(triton_kernel.launches(dense_nhwc(input), *packed, output, sums, gates, *rest))
     return output
 
 
@@ -263,18 +262,6 @@ def _output_size(input: Tensor, weight: Tensor, window: Sequence[int]) -> tuple[
     stride_h, stride_w, left, right, top, bottom, dilation_h, dilation_w = window
     height = output_size(input.shape[2], weight.shape[2], stride_h, top + bottom, dilation_h)
     return height, output_size(input.shape[3], weight.shape[3], stride_w, left + right, dilation_w)
-
-
-def _dense(x: Tensor) -> Tensor:
-    """A map that lies in memory as NHWC: itself, or a copy."""
-    return x if x.is_contiguous(memory_format=torch.channels_last) else as_nhwc(x)
-
-
-def _start(launches: Sequence[launch.Launch], output: Tensor) -> None:
-    """Run launches on the current stream of the output's device, which need not be the current device."""
-    on_device: AbstractContextManager[Any] = torch.cuda.device(output.device) if output.is_cuda else nullcontext()
-    with on_device:
-        launch.run(launches)
 
 
 RUN: dict[str, Run] = {

@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mnv3_fast.gpu import compilation, launch
+from mnv3_fast.gpu import Progress, compilation, launch
 from mnv3_fast.gpu.arena import Arena
 from mnv3_fast.gpu.launch import Launch
 from mnv3_fast.gpu.network import Network
-from mnv3_fast.ops.elements import as_nhwc, empty_nhwc
+from mnv3_fast.ops.elements import dense_nhwc, empty_nhwc
 
 KEPT_PASSES = 8
 """Kinds of input (shape, dtype, strides, stream) whose launches and arena an executor keeps."""
 Key = tuple[Any, ...]
-Progress = Callable[[int, int], None]
 
 
 @dataclass
@@ -60,7 +58,7 @@ class Executor:
 
     def run(self, input: Tensor) -> Tensor:
         """[N, C, H, W] of the network's dtype (or bytes for a stem), any strides, on its device -> map or features."""
-        x = input if self.network.starts_with_stem() else _dense(input)
+        x = input if self.network.starts_with_stem() else dense_nhwc(input)
         output = self._output(x)
         if x.shape[0] == 0:
             return output
@@ -89,8 +87,7 @@ class Executor:
             output = torch.empty(self.network.output_shape(shape), dtype=self.network.dtype, device="meta")
             for each in self.network.launches(x, output, arena, self.upcast):
                 wanted.setdefault(compilation.key(each), each)
-        device = self.network.device
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with launch.on_device(self.network.device):
             for i, each in enumerate(wanted.values()):
                 each.warm_up()
                 if progress is not None:
@@ -128,12 +125,6 @@ class Executor:
             self._idle.move_to_end(key)
             while len(self._idle) > KEPT_PASSES:
                 self._idle.popitem(last=False)
-
-
-def _dense(x: Tensor) -> Tensor:
-    """A map with the strides that the kernels read."""
-    _, c, h, w = x.shape
-    return x if x.stride() == (h * w * c, 1, w * c, c) else as_nhwc(x)
 
 
 def _place(x: Tensor) -> tuple[int, int]:

@@ -67,17 +67,17 @@ def run(launches: Sequence[Launch]) -> None:
     """Start some kernels in order on their tensors' device; an observer may take their place (:func:`observe`)."""
     if not launches:
         return
-    with _on_device_of(launches[0]):
+    tensor = next(value for value in launches[0].arguments.values() if isinstance(value, Tensor))
+    with on_device(tensor.device):
         for launch in launches:
             observers = _observers[-1:]  # another thread's may go at any time
             if not (observers and observers[0](launch)):
                 launch.run()
 
 
-def _on_device_of(launch: Launch) -> AbstractContextManager[Any]:
-    """Triton starts kernels on the current device, wherever their tensors are."""
-    tensor = next(value for value in launch.arguments.values() if isinstance(value, Tensor))
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton compiles for and starts kernels on the current device, wherever their tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @contextmanager

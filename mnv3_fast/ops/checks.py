@@ -15,7 +15,6 @@ BatchNorm = tuple[Tensor | None, Tensor | None, Tensor, Tensor, float]
 """weight, bias, running_mean, running_var ([C] each; weight and bias may be None) and eps."""
 Padding = int | tuple[int, int] | tuple[int, int, int, int]
 """All sides, (h, w), or (left, right, top, bottom)."""
-"""What the kernels for GPUs compute in."""
 MOST = 1 << 20
 """The largest stride, padding and dilation that the kernels take."""
 

@@ -53,3 +53,8 @@ def empty_nhwc(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
 def as_nhwc(x: Tensor) -> Tensor:
     """A copy of a map with the strides that every op's output has."""
     return empty_nhwc(x, *x.shape).copy_(x)
+
+
+def dense_nhwc(x: Tensor) -> Tensor:
+    """A map that lies in memory as NHWC: itself, or a copy."""
+    return x if x.is_contiguous(memory_format=torch.channels_last) else as_nhwc(x)

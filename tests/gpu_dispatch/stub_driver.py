@@ -23,7 +23,7 @@ from mnv3_fast.testing.compare import as_list
 
 @dataclass
 class Launched:
-    """What the driver was told: the kernel's name, its grid and what was passed to it, tensors as addresses."""
+    """What the driver was told: the kernel's name, its grid and what was passed to it."""
 
     name: str
     grid: tuple[int, int, int]
@@ -63,8 +63,7 @@ class StubDriver:
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
         def start(x: int, y: int, z: int, stream: int, function: str, *rest: Any) -> None:
             arguments = rest[4:]  # behind metadata, description and two hooks
-            passed = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-            self.launched.append(Launched(function, (x, y, z), passed))
+            self.launched.append(Launched(function, (x, y, z), list(arguments)))
 
         return start
 
@@ -89,7 +88,7 @@ def main() -> None:
         found.append(
             {
                 "op": name,
-                "driver": [[each.name, each.grid, each.arguments] for each in driver.launched],
+                "driver": [[each.name, each.grid, _addresses(each.arguments)] for each in driver.launched],
                 "made": [[each.kernel.__name__, each.grid, _passed(each)] for each in made],
                 "outputs": [output.data_ptr() for output in outputs],
             }
@@ -99,8 +98,11 @@ def main() -> None:
 
 def _passed(each: launch.Launch) -> list[Any]:
     values = {**each.arguments, **each.constants}
-    ordered = [values[name] for name in each.kernel.arg_names]
-    return [value.data_ptr() if isinstance(value, Tensor) else value for value in ordered]
+    return _addresses([values[name] for name in each.kernel.arg_names])
+
+
+def _addresses(values: list[Any]) -> list[Any]:
+    return [value.data_ptr() if isinstance(value, Tensor) else value for value in values]
 
 
 if __name__ == "__main__":

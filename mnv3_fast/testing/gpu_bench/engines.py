@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mnv3_fast.acceleration import accelerate
-from mnv3_fast.engine.freeze import Progress, freeze
+from mnv3_fast.engine.freeze import freeze
+from mnv3_fast.gpu import Progress
 
 Run = Callable[[], Tensor]
 """One pass over the images."""
