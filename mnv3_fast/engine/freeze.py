@@ -28,7 +28,7 @@ from mnv3_fast.models.description import (
     describe_pyramid,
 )
 from mnv3_fast.models.torchvision import has_hooks
-from mnv3_fast.nn.parts import computed_attributes
+from mnv3_fast.nn.parts import computed_attributes, copy_model
 from mnv3_fast.ops.network.layout import Stage
 
 
@@ -91,7 +91,7 @@ def freeze(
 
 def _copied(model: nn.Module) -> Any:
     computed = computed_attributes(model)
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+    return copy_model(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def _freeze_children(

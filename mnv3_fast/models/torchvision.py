@@ -178,7 +178,7 @@ def read_pyramid(model: nn.Module) -> PyramidDescription | None:
     """IntermediateLayerGetter (segmenters, Faster R-CNN) and SSDLite's feature extractor."""
     if stock_class(type(model)) is IntermediateLayerGetter:
         return _read_getter(model)
-    return _read_ssdlite(model) if type(model) is SSDLiteFeatureExtractorMobileNet else None
+    return _read_ssdlite(model) if stock_class(type(model)) is SSDLiteFeatureExtractorMobileNet else None
 
 
 def _read_getter(getter: IntermediateLayerGetter) -> PyramidDescription:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn.modules import module as torch_module
 from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -74,6 +76,22 @@ def computed_attributes(model: nn.Module) -> list[Tensor]:
     """The tensors that are attributes of modules and results of a computation that autograd knows."""
     values = [value for module in model.modules() for value in module.__dict__.values()]
     return [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
+
+
+def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy in which every module is in the mode of its original.
+
+    Those of torch.fx are not by themselves: they are made anew, in training mode, and torchvision's have a graph for
+    each mode.
+    """
+    result = copy.deepcopy(model, memo)
+    modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
+    for name, module in result.named_modules(remove_duplicate=False):
+        mode = modes.get(name, module.training)
+        if isinstance(module, GraphModule) and module.training is not mode:
+            module.train(mode)
+        module.training = mode
+    return result
 
 
 def modules_below(root: nn.Module) -> list[nn.Module]:
