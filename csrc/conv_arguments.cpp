@@ -96,8 +96,8 @@ Window window_arguments(const char* op, const Arguments& args, std::size_t first
 }
 
 int activation_argument(const char* op, int64_t value) {
-  if (value < kNone || value > kHardswish)
-    fail(op, "activation must be 0 (none), 1 (relu) or 2 (hardswish), got " + std::to_string(value));
+  if (value < kNone || value > kRelu6)
+    fail(op, "activation must be 0 (none), 1 (relu), 2 (hardswish) or 3 (relu6), got " + std::to_string(value));
   return static_cast<int>(value);
 }
 

@@ -13,7 +13,7 @@
 
 namespace mnv3_fast {
 
-enum Activation : int { kNone = 0, kRelu = 1, kHardswish = 2, kHardsigmoid = 3, kSigmoid = 4 };
+enum Activation : int { kNone = 0, kRelu = 1, kHardswish = 2, kRelu6 = 3, kHardsigmoid = 4, kSigmoid = 5 };
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 

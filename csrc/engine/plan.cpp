@@ -32,7 +32,7 @@ class Words {
     return value;
   }
   int64_t channels(int64_t i, const char* what) const { return between(i, 1, kMostChannels, what); }
-  int activation(int64_t i) const { return static_cast<int>(between(i, kNone, kHardswish, "an activation")); }
+  int activation(int64_t i) const { return static_cast<int>(between(i, kNone, kRelu6, "an activation")); }
   bool flag(int64_t i) const { return between(i, 0, 1, "a flag") != 0; }
   float real(int64_t i) const {
     double value;

@@ -11,6 +11,10 @@ template <int L>
 MNV3_INLINE Vec<L> relu(Vec<L> x) {
   return at_least<L>(x, Vec<L>{});
 }
+template <int L>
+MNV3_INLINE Vec<L> relu6(Vec<L> x) {
+  return at_most<L>(relu<L>(x), broadcast<L>(6.0f));
+}
 // clip(slope * x + 1/2, 0, 1)
 template <int L>
 MNV3_INLINE Vec<L> hardsigmoid(Vec<L> x, float slope) {
@@ -27,6 +31,7 @@ template <int L, class F>
 MNV3_INLINE void with_activation(int activation, float slope, const F& f) {
   if (activation == kRelu) f([](Vec<L> x) MNV3_ALWAYS { return relu<L>(x); });
   else if (activation == kHardswish) f([](Vec<L> x) MNV3_ALWAYS { return hardswish<L>(x); });
+  else if (activation == kRelu6) f([](Vec<L> x) MNV3_ALWAYS { return relu6<L>(x); });
   else if (activation == kHardsigmoid) f([slope](Vec<L> x) MNV3_ALWAYS { return hardsigmoid<L>(x, slope); });
   else f([](Vec<L> x) MNV3_ALWAYS { return x; });
 }

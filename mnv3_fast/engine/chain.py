@@ -21,7 +21,6 @@ class EngineChain(nn.Module):
 
     Attributes:
         parts: the engines.
-        extra: modules after them that stay torch's; each gives an output.
         names: of the outputs, for an OrderedDict; None for a ``container`` (list or tuple).
         source: the class of the frozen module.
     """
@@ -29,7 +28,6 @@ class EngineChain(nn.Module):
     def __init__(
         self,
         parts: Sequence[Engine],
-        extra: Sequence[nn.Module],
         names: Sequence[str] | None,
         container: type,
         source: str,
@@ -38,7 +36,6 @@ class EngineChain(nn.Module):
         self.parts = nn.ModuleList(parts)
         for part in parts:
             part.restores_format = False  # the next part reads channels_last
-        self.extra = nn.ModuleList(extra)
         self.names = None if names is None else tuple(names)
         self.container = container
         self.source = source
@@ -55,8 +52,6 @@ class EngineChain(nn.Module):
         for part in self.parts:
             x = part(x)
             outputs.append(like_input(x, input))
-        for module in self.extra:
-            outputs.append(module(outputs[-1]))
         return self.container(outputs) if self.names is None else OrderedDict(zip(self.names, outputs, strict=True))
 
     @property
@@ -69,4 +64,4 @@ class EngineChain(nn.Module):
         return super().train(False)
 
     def extra_repr(self) -> str:
-        return f"{self.source}, {len(self.parts)} engines, {len(self.parts) + len(self.extra)} outputs"
+        return f"{self.source}, {len(self.parts)} outputs"

@@ -142,7 +142,7 @@ def _frozen(
         pyramid, place = graph.read_graph(model)
         _check_frozen(model, pyramid)
         parts = _parts(pyramid, name, dtype, progress, scale, shift)
-        return graph.with_chain(_copied(model), place, EngineChain(parts, (), None, list, name))
+        return graph.with_chain(_copied(model), place, EngineChain(parts, None, list, name))
     try:
         description: NetDescription | PyramidDescription = describe_net(model)
     except Unsupported as unsupported:
@@ -153,8 +153,7 @@ def _frozen(
     if isinstance(description, NetDescription):
         return _engine_of(description, name, dtype, progress, scale, shift)
     parts = _parts(description, name, dtype, progress, scale, shift)
-    extra = [_copied(module).eval() for module in description.extra]
-    return EngineChain(parts, extra, description.names, description.container, name)
+    return EngineChain(parts, description.names, description.container, name)
 
 
 def _parts(

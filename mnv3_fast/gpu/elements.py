@@ -20,11 +20,13 @@ def hardswish(x):
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
-    """0: x, 1: relu, 2: hardswish; fp32."""
+    """0: x, 1: relu, 2: hardswish, 3: relu6; fp32."""
     if ACTIVATION == 1:
         x = relu(x)
     elif ACTIVATION == 2:
         x = hardswish(x)
+    elif ACTIVATION == 3:
+        x = tl.minimum(relu(x), 6.0, propagate_nan=tl.PropagateNan.ALL)
     return x
 
 

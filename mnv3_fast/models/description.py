@@ -30,7 +30,7 @@ def stock_class(cls: type) -> type:
 
 @dataclass(frozen=True)
 class ConvLayer:
-    """A convolution, the BatchNorm after it and its activation ("none", "relu", "hardswish")."""
+    """A convolution, the BatchNorm after it and its activation ("none", "relu", "hardswish", "relu6")."""
 
     conv: nn.Conv2d
     norm: nn.Module | None
@@ -203,23 +203,17 @@ class NetDescription:
 class PyramidDescription:
     """A network that gives several outputs: what lies between two of them is one plan.
 
-    ``extra`` are modules after the last part that stay torch's and give one output each. ``names`` are those of all
-    outputs, for a dictionary; without names they come in a ``container``, a list or a tuple.
+    ``names`` are those of the outputs, for a dictionary; without names they come in a ``container``, a list or a tuple.
     """
 
     parts: tuple[NetDescription, ...]
-    extra: tuple[nn.Module, ...] = ()
     names: tuple[str, ...] | None = None
     container: type = list
 
     @property
     def rest(self) -> tuple[nn.Module, ...]:
-        """What stays torch's."""
-        return self.extra
-
-    def stages(self) -> list[Stage]:
-        """The stages of all parts."""
-        return [stage for part in self.parts for stage in part.stages()]
+        """What stays torch's: nothing."""
+        return ()
 
 
 def read_activation(module: nn.Module | None) -> str:
@@ -230,7 +224,9 @@ def read_activation(module: nn.Module | None) -> str:
         return "relu"
     if type(module) is nn.Hardswish:
         return "hardswish"
-    raise Unsupported(f"activation {type(module).__name__} has no kernel (relu and hardswish have)")
+    if type(module) is nn.ReLU6:
+        return "relu6"
+    raise Unsupported(f"activation {type(module).__name__} has no kernel (relu, hardswish and relu6 have)")
 
 
 def read_gate(module: nn.Module) -> tuple[str, float]:

@@ -86,7 +86,7 @@ def block_layers(module: InvertedResidual) -> BlockDescription:
 
 
 def block_of_parts(parts: nn.Sequential, residual: bool) -> BlockDescription:
-    """[expand?, depthwise, squeeze-excite?, project]."""
+    """[expand?, depthwise, squeeze-excite?, project]; the last may be a plain 1x1 convolution."""
     convs: list[ConvLayer] = []
     squeeze_excite = None
     last = len(parts) - 1
@@ -95,7 +95,7 @@ def block_of_parts(parts: nn.Sequential, residual: bool) -> BlockDescription:
             squeeze_excite = read_squeeze_excite(child)
             if squeeze_excite is not None:
                 continue
-        layer = read_conv(child)
+        layer = ConvLayer(child, None, "none") if type(child) is nn.Conv2d and position == last else read_conv(child)
         if layer is None:
             raise Unsupported(f"InvertedResidual has an unexpected {type(child).__name__} at position {position}")
         convs.append(layer)
@@ -142,6 +142,9 @@ def read_features(features: nn.Module) -> NetDescription | None:
     """A Sequential [stem?, blocks..., tail?]: ``MobileNetV3.features`` or a slice of it."""
     if stock_class(type(features)) is not nn.Sequential:
         return None
+    prediction = _read_prediction(features)
+    if prediction is not None:
+        return prediction
     found = read_children(list(features))
     return found if found is not None and found.blocks else None
 
@@ -211,7 +214,22 @@ def _read_ssdlite(extractor: SSDLiteFeatureExtractorMobileNet) -> PyramidDescrip
     back = _read_part(children)
     back = replace(back, blocks=(block_of_parts(divided, residual=False), *back.blocks))
     names = tuple(str(i) for i in range(2 + len(extractor.extra)))
-    return PyramidDescription((_read_part(list(front)), back), tuple(extractor.extra), names)
+    extra = tuple(_read_separable(block) for block in extractor.extra)
+    return PyramidDescription((_read_part(list(front)), back, *extra), names=names)
+
+
+def _read_separable(block: nn.Module) -> NetDescription:
+    """SSDLite's blocks behind the network: 1x1 convolution, depthwise convolution, 1x1 convolution."""
+    if stock_class(type(block)) is not nn.Sequential:
+        raise Unsupported(f"SSDLite has a {type(block).__name__} behind its features, not an nn.Sequential")
+    return NetDescription(None, (block_of_parts(block, residual=False),), None, pooled=False)
+
+
+def _read_prediction(block: nn.Sequential) -> NetDescription | None:
+    """SSDLite's head on one map: depthwise convolution, plain 1x1 convolution."""
+    if len(block) != 2 or type(block[1]) is not nn.Conv2d or stock_class(type(block[0])) is not Conv2dNormActivation:
+        return None
+    return NetDescription(None, (block_of_parts(block, residual=False),), None, pooled=False)
 
 
 def _read_part(children: Sequence[nn.Module]) -> NetDescription:

@@ -149,7 +149,7 @@ def check_output(op: str, size: Sequence[int], kernel: Sequence[int], window: Se
 
 
 def activation_code(op: str, activation: Any, name: str = "activation") -> int:
-    """0 none, 1 relu, 2 hardswish."""
+    """0 none, 1 relu, 2 hardswish, 3 relu6."""
     return _code(op, name, activation, ACTIVATIONS)
 
 

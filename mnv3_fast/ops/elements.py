@@ -8,18 +8,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-ACTIVATIONS = {"none": 0, "relu": 1, "hardswish": 2}
+ACTIVATIONS = {"none": 0, "relu": 1, "hardswish": 2, "relu6": 3}
 GATES = {"hardsigmoid": 0, "sigmoid": 1}
 SAME = -1
 """In all four padding ints of a window: TensorFlow's SAME, which follows the size of the input (same_padding)."""
 
 
 def activate(x: Tensor, activation: int) -> Tensor:
-    """0: x, 1: max(x, 0), 2: x * clip(x + 3, 0, 6) / 6 (Howard et al. 2019, eq. 3)."""
+    """0: x, 1: max(x, 0), 2: x * clip(x + 3, 0, 6) / 6 (Howard et al. 2019, eq. 3), 3: clip(x, 0, 6)."""
     if activation == 1:
         return torch.relu(x)
     if activation == 2:
         return functional.hardswish(x)
+    if activation == 3:
+        return functional.relu6(x)
     return x
 
 

@@ -93,6 +93,12 @@ def lost_activation(args: tuple, keywords: dict[str, Any]) -> Call:
     return (args[0], [*args[1][:-2], (name, arguments, options | {"activation": "none"}), args[1][-1]]), keywords
 
 
+def lost_clip(args: tuple, keywords: dict[str, Any]) -> Call:
+    """ReLU6 does not end at 6."""
+    assert keywords["activation"] == "relu6"
+    return args, keywords | {"activation": "relu"}
+
+
 def swapped_images(args: tuple, keywords: dict[str, Any]) -> Call:
     """The images of a batch change places."""
     return (args[0].flip(0), *args[1:]), keywords
@@ -118,6 +124,8 @@ OP_FAULTS: dict[str, OpFault] = {
     "depthwise_conv: lost tap": _fault("depthwise_conv", _DEPTHWISE, lost_tap),
     "depthwise_conv: padding off by one": _fault("depthwise_conv", _DEPTHWISE, shifted_padding),
     "depthwise_conv: symmetric padding": _fault("depthwise_conv", _SAME, symmetric_padding),
+    "depthwise_conv: lost clip": _fault("depthwise_conv", dict(EDGES["depthwise_conv"])["relu6"], lost_clip),
+    "pointwise_conv: lost clip": _fault("pointwise_conv", dict(EDGES["pointwise_conv"])["relu6"], lost_clip),
     "squeeze_excite: dead gate": _fault("squeeze_excite", squeeze_excite(2, 24, 5, 6, 8), dead_squeeze_excite),
     "inverted_residual: lost tap": _fault("inverted_residual", _BLOCK, lost_block_tap),
     "inverted_residual: lost residual": _fault("inverted_residual", _BLOCK, lost_residual),

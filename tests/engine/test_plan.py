@@ -159,7 +159,7 @@ SPOILS = {
     "offset": (NODE + 14, 2**62, "the stem's weight lies outside of it"),
     "negative offset": (NODE + 14, -64, "the stem's weight lies outside of it"),
     "odd offset": (NODE + 14, 4097, "the stem's weight lies outside of it"),
-    "activation": (NODE + 13, 3, "an activation is 3"),
+    "activation": (NODE + 13, 4, "an activation is 4"),
     "residual": (BLOCK_NODE + 6, 2, "a residual block changes the shape of its map"),
     "squeeze": (BLOCK_NODE + 17, 10**5, "a squeeze weight lies outside of it"),
     "no expand": (BLOCK_NODE + 14, 0, "a block without expansion changes the number of channels"),

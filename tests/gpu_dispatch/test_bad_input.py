@@ -118,7 +118,7 @@ WINDOW = (1, 1, 1, 1, 1, 1, 1, 1)
         ),
         (
             "depthwise_conv", (X, W, None, *NONE, 0.0, *WINDOW, 7), ValueError,
-            "depthwise_conv: activation must be 0 (none), 1 (relu) or 2 (hardswish), got 7",
+            "depthwise_conv: activation must be 0 (none), 1 (relu), 2 (hardswish) or 3 (relu6), got 7",
         ),
         (
             "depthwise_conv", (X, W, None, *NONE, 0.0, 0, *WINDOW[1:], 0), ValueError,

@@ -64,7 +64,7 @@ def spoiled(plan: Tensor, word: int, value: int) -> Tensor:
         (NODE + 3, 1000, "run_plan: the plan is not valid: a side of a kernel is 1000"),
         (NODE + 5, 0, "run_plan: the plan is not valid: a stride is 0"),
         (NODE + 7, -1, "run_plan: the plan is not valid: a padding is -1"),
-        (NODE + 13, 3, "run_plan: the plan is not valid: an activation is 3"),
+        (NODE + 13, 4, "run_plan: the plan is not valid: an activation is 4"),
         (NODE + 16, 7, "run_plan: the plan is not valid: a flag is 7"),
         (NODE + 14, 2**62, "run_plan: the plan is not valid: plan: 432 numbers from byte 4611686018427387904 on lie "),
         (NODE + 14, -64, "run_plan: the plan is not valid: plan: 432 numbers from byte -64 on lie outside of it"),
@@ -110,7 +110,7 @@ def test_a_tensor_of_a_block(model: Any, place: int, change: Any, error: type[Ex
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (2, 3, "an activation is 3"),
+        (2, 4, "an activation is 4"),
         (4, -1, "an activation is -1"),
         (5, 0, "a stride is 0"),
         (8, -1, "a padding is -1"),

@@ -42,7 +42,7 @@ def test_what_was_not_replaced_says_why() -> None:
     model = copy.deepcopy(cached_parity_model("small"))
     model.features[5].block[0][2] = torch.nn.GELU()
     rows = mnv3_fast.explain(mnv3_fast.accelerate(model), X).fallbacks
-    assert ("features.5", "activation GELU has no kernel (relu and hardswish have)") in [
+    assert ("features.5", "activation GELU has no kernel (relu, hardswish and relu6 have)") in [
         (r.path, r.reason) for r in rows
     ]
     assert {row.reason for row in mnv3_fast.explain(model).fallbacks if row.path == "features.4"} == {

@@ -136,7 +136,7 @@ X, W = torch.randn(2, 8, 9, 9), torch.randn(8, 1, 3, 3)
             (X, W),
             {"activation": "gelu"},
             ValueError,
-            "depthwise_conv: activation must be one of none, relu, hardswish, got 'gelu'",
+            "depthwise_conv: activation must be one of none, relu, hardswish, relu6, got 'gelu'",
         ),
         (
             (X, W),
@@ -207,7 +207,7 @@ def test_raw_op_is_memory_safe() -> None:
         ((X, W, *none, 0.0, 1, 1, -9, 1, 1, 1, 1, 1, 0), "depthwise_conv: padding must not be negative"),
         (
             (X, W, *none, 0.0, 1, 1, 1, 1, 1, 1, 1, 1, 7),
-            "depthwise_conv: activation must be 0 (none), 1 (relu) or 2 (hardswish), got 7",
+            "depthwise_conv: activation must be 0 (none), 1 (relu), 2 (hardswish) or 3 (relu6), got 7",
         ),
     ]:
         with pytest.raises(RuntimeError, match=re.escape(message)):

@@ -103,7 +103,7 @@ X, W = torch.randn(2, 8, 5, 6), torch.randn(12, 8, 1, 1)
             (X, W),
             {"activation": None},
             ValueError,
-            "pointwise_conv: activation must be one of none, relu, hardswish, got None",
+            "pointwise_conv: activation must be one of none, relu, hardswish, relu6, got None",
         ),
         (
             (X[:, :, :0], W),

@@ -14,7 +14,7 @@ from mnv3_fast.testing.cases import LAYOUTS, Case, block, depthwise, pointwise, 
 from mnv3_fast.testing.compare import outputs_of
 from mnv3_fast.testing.tolerance import assert_close_enough
 
-ACTIVATIONS = st.sampled_from(["none", "relu", "hardswish"])
+ACTIVATIONS = st.sampled_from(["none", "relu", "hardswish", "relu6"])
 channels, batch = st.integers(1, 40), st.integers(0, 3)
 sides, short_sides = st.integers(1, 20), st.integers(1, 9)
 

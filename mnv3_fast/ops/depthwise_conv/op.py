@@ -101,7 +101,7 @@ def depthwise_conv(
         padding: int, (h, w) or (left, right, top, bottom), default 0; or "same", which is TensorFlow's SAME: so many
             zeros, half of them (rounded down) in front, that OH = ceil(H / stride), for any stride.
         dilation: int or (h, w), default 1.
-        activation: "none", "relu" or "hardswish".
+        activation: "none", "relu", "hardswish" or "relu6".
         return_mean: also return the means over each map, from the same pass.
 
     Returns:

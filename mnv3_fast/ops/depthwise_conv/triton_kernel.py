@@ -209,7 +209,7 @@ def launches(
         output: [N, C, OH, OW] of the input's dtype, strides as the input's.
         kernel: kh, kw.
         window: stride h, w, padding left, right, top, bottom, dilation h, w.
-        activation: 0 none, 1 relu, 2 hardswish.
+        activation: 0 none, 1 relu, 2 hardswish, 3 relu6.
         sums: float32 of the shape :func:`sums_shape`, which receives each tile's sums of the outputs as they were
             before they were rounded; their sum over dimension 1 by H * W is the channel mean.
     """

@@ -155,7 +155,7 @@ def inverted_residual(input: Tensor, depthwise: tuple, project: tuple, **options
         expand: (weight [E, C, 1, 1], bias or None, batch_norm or None); None where E = C.
         squeeze_excite: (fc1 weight, fc1 bias, fc2 weight, fc2 bias), between depthwise and project.
         stride, padding, dilation: of the depthwise convolution, as of ``depthwise_conv``; default 1, 0, 1.
-        activation: after expand and depthwise, "none", "relu" (default) or "hardswish".
+        activation: after expand and depthwise, "none", "relu" (default), "hardswish" or "relu6".
         squeeze_activation, gate, slope: of squeeze-excite; default "relu", "hardsigmoid", 1/6.
         residual: add the input; needs stride 1 and as many outputs as inputs.
 

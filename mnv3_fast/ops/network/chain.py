@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from mnv3_fast.engine.kinds import BLOCK, LINEAR, POOL, STEM
 from mnv3_fast.ops.checks import MOST
-from mnv3_fast.ops.elements import pads_same
+from mnv3_fast.ops.elements import ACTIVATIONS, pads_same
 from mnv3_fast.ops.inverted_residual.layout import Block, unflatten
 from mnv3_fast.ops.network.layout import Stage
 
@@ -49,7 +49,7 @@ def check_chain(stages: Sequence[Stage], channels: int) -> tuple[int, bool]:
 
 
 def _layer(stage: Stage) -> tuple[int, int]:
-    between(stage.spec[1], 0, 2, "an activation")
+    between(stage.spec[1], 0, len(ACTIVATIONS) - 1, "an activation")
     weight = stage.tensors[0]
     if stage.kind == STEM:
         _check_window(weight.shape[2:], stage.window())
@@ -60,7 +60,7 @@ def _block(stage: Stage) -> tuple[int, int]:
     spec, block = stage.spec, unflatten(stage.tensors, stage.spec, stage.constants)
     between(spec[18], 0, 1, "a flag")
     for i in (2, 4, 14, 17):
-        between(spec[i], 0, 2, "an activation")
+        between(spec[i], 0, len(ACTIVATIONS) - 1, "an activation")
     between(spec[15], 0, 1, "a gate")
     _check_window(block.depthwise.weight.shape[2:], spec[5:13])
     hidden, outputs = block.depthwise.weight.shape[0], block.project.weight.shape[0]

@@ -148,7 +148,8 @@ def network(input: Tensor, stages: Sequence[tuple]) -> Tensor:
         stages: (name, arguments, options) each, with the arguments and options of ``mnv3_fast.ops.<name>`` after its
             input: "stem_conv" (first only; no scale and shift), "inverted_residual", "pointwise_conv" (no gate and
             residual), "pool" (the mean over the map), and after it "linear" (weight [O, I], bias [O] or None;
-            ``activation`` "none", "relu" or "hardswish"; ``scale``, which its input is multiplied by, default 1).
+            ``activation`` "none", "relu", "hardswish" or "relu6"; ``scale``, which its input is multiplied by, by
+            default 1).
 
     Returns:
         [N, O, OH, OW] of the input's dtype with channels_last strides, or [N, F] if there is a pool.

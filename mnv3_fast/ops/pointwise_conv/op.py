@@ -83,7 +83,7 @@ def pointwise_conv(
         weight: [O, C, 1, 1] or [O, C], like all vectors and the gate of the input's dtype or float32.
         bias: [O] or None.
         batch_norm: (weight, bias, running_mean, running_var, eps), folded in the op.
-        activation: "none", "relu" or "hardswish".
+        activation: "none", "relu", "hardswish" or "relu6".
         gate: [N, C]; multiplies the input as it is loaded, the product is never written.
         residual: [N, O, H, W] of the input's dtype, added last.
 

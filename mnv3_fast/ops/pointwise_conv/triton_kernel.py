@@ -134,7 +134,7 @@ def launches(
         weight: [O, K] (``mnv3_fast.gpu.packing.pack_pointwise``), of the input's dtype.
         bias: [O] float32.
         output: [N, O, H, W] or [N, O] of the input's dtype, strides as the input's.
-        activation: 0 none, 1 relu, 2 hardswish.
+        activation: 0 none, 1 relu, 2 hardswish, 3 relu6.
         gate: [N, K] of any float dtype; multiplies the input in fp32 and is rounded to the input's dtype.
         residual: added after the activation; as the output.
         upcast: multiply 16-bit operands in fp32, without tensor cores.

@@ -101,7 +101,7 @@ def squeeze_excite_gate(
         mean: [N, C], float32 (on a GPU also float16 or bfloat16).
         fc1_weight, fc1_bias: [S, C, 1, 1] or [S, C], and [S] or None.
         fc2_weight, fc2_bias: [C, S, 1, 1] or [C, S], and [C] or None; all four of the means' dtype or float32.
-        activation: between the layers, "none", "relu" or "hardswish".
+        activation: between the layers, "none", "relu", "hardswish" or "relu6".
         gate: "hardsigmoid", which is clip(slope * x + 1/2, 0, 1), or "sigmoid".
         slope: 1/6 in torch, 0.2 in Paddle.
 

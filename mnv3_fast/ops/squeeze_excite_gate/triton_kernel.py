@@ -162,7 +162,7 @@ def launches(
         fc1_bias, fc2_bias: [S] and [C] float32.
         gates: [N, C], dense, of any float dtype.
         workspace: at least ``workspace_size(N, C, S)`` elements of the weights' dtype.
-        activation: of the hidden layer: 0 none, 1 relu, 2 hardswish.
+        activation: of the hidden layer: 0 none, 1 relu, 2 hardswish, 3 relu6.
         gate: 0 hardsigmoid with this slope, 1 sigmoid.
         upcast: multiply 16-bit operands in fp32, without tensor cores.
     """

@@ -100,7 +100,7 @@ def stem_conv(
         padding: int, (h, w), (left, right, top, bottom) or "same" as of ``depthwise_conv``, default 1; its zeros come
             after scale and shift.
         dilation: int or (h, w), default 1.
-        activation: "none", "relu" or "hardswish".
+        activation: "none", "relu", "hardswish" or "relu6".
         scale, shift: [C] each; the image is x * scale + shift.
 
     Returns:

@@ -147,7 +147,7 @@ def launches(
         output: [N, O, OH, OW] of the compute dtype, strides (OH*OW*O, 1, OW*O, O).
         kernel: kh, kw.
         window: stride h, w, padding left, right, top, bottom, dilation h, w.
-        activation: 0 none, 1 relu, 2 hardswish.
+        activation: 0 none, 1 relu, 2 hardswish, 3 relu6.
         scale, shift: [C] float32, both or neither: the image is read as x * scale + shift, padded with zeros.
         upcast: multiply 16-bit operands in fp32, without tensor cores.
     """

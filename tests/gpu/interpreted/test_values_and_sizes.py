@@ -32,7 +32,7 @@ def same(ours: Tensor, theirs: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("activation", [0, 1, 2])
+@pytest.mark.parametrize("activation", [0, 1, 2, 3])
 def test_special_values_pass_the_activation_as_in_torch(activation: int, dtype: torch.dtype) -> None:
     x = torch.tensor(SPECIAL).to(dtype).view(1, 1, 1, -1).expand(1, 8, 1, -1)
     with guarded() as memory:
