@@ -64,6 +64,7 @@ def spoiled(plan: Tensor, word: int, value: int) -> Tensor:
         (NODE + 3, 1000, "run_plan: the plan is not valid: a side of a kernel is 1000"),
         (NODE + 5, 0, "run_plan: the plan is not valid: a stride is 0"),
         (NODE + 7, -1, "run_plan: the plan is not valid: a padding is -1"),
+        (NODE + 10, -2, "run_plan: the plan is not valid: a padding is -2"),
         (NODE + 13, 4, "run_plan: the plan is not valid: an activation is 4"),
         (NODE + 16, 7, "run_plan: the plan is not valid: a flag is 7"),
         (NODE + 14, 2**62, "run_plan: the plan is not valid: plan: 432 numbers from byte 4611686018427387904 on lie "),

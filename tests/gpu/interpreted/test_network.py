@@ -10,8 +10,12 @@ import torchvision
 from torch import Tensor
 
 from mnv3_fast.models.description import describe_net
+from mnv3_fast.ops import stem_conv
 from mnv3_fast.ops.elements import convolved_size
-from mnv3_fast.testing.cases import Case
+from mnv3_fast.ops.network.layout import split
+from mnv3_fast.ops.network.op import prepare
+from mnv3_fast.ops.network.reference import network as reference
+from mnv3_fast.testing.cases import Case, stem
 from mnv3_fast.testing.parity import parity_images, parity_model
 from mnv3_fast.testing.tolerance import assert_close_enough, assert_net_equal
 from tests.gpu.interpreted.harness import cases, check, guarded, start
@@ -63,6 +67,28 @@ def run_network(network: Network, images: Tensor, **options: Any) -> Tensor:
         network.launches(images, output, arena)
         start(network.launches(images, output, allocated(arena), **options), False)
     return output
+
+
+@cases("network", lambda case: case.name in ("same_even", "same_odd"))
+def test_padding_that_follows_the_size(case: Case, dtype: torch.dtype) -> None:
+    """As TensorFlow pads, with Paddle's slope and scale."""
+
+    def network(x: Tensor, tensors: list[Tensor], spec: list[int], constants: list[float]) -> Tensor:
+        return run_network(Network(split(tensors, spec, constants), tensors[0].dtype), x, upcast=True)
+
+    check(case, dtype, network)
+
+
+def test_one_network_at_several_sizes() -> None:
+    """The windows stay as they are; each pass has the padding of its own images."""
+    (_, *arguments), options = stem(1, 3, 1, 1, 16, padding="same")(torch.Generator().manual_seed(0), "contiguous")
+    _, tensors, spec, constants = prepare(torch.empty(1, 3, 8, 8), [("stem_conv", arguments, options)])
+    network = Network(split(tensors, spec, constants), torch.float32)
+    for size in ((8, 9), (9, 8), (8, 9)):
+        x = torch.randn(1, 3, *size)
+        theirs = stem_conv(x, *arguments, **options)
+        exact = reference(x.double(), [tensor.double() for tensor in tensors], spec, constants)
+        assert_close_enough(run_network(network, x), theirs, exact)
 
 
 @pytest.fixture(scope="module")

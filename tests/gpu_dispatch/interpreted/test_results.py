@@ -28,6 +28,8 @@ SLOW = {("pointwise_conv", "first use 3"), ("depthwise_conv", "first use 2")}
 CASES = [case for cases in on_device.FIRST_USE.values() for case in cases if (case.op, case.name) not in SLOW]
 MORE = [
     Case("depthwise_conv", "dilated", depthwise(1, 8, 9, 9, 3, dilation=2, padding=(0, 3, 2, 1)), "expanded"),
+    Case("depthwise_conv", "same", depthwise(1, 8, 8, 9, 5, stride=2, padding="same", return_mean=True), "sliced"),
+    Case("stem_conv", "same", stem(2, 3, 8, 9, 16, padding="same"), "contiguous"),
     Case("pointwise_conv", "plain", pointwise(3, 20, 2, 3, 16, batch_norm=None, flat=True), "expanded"),
     Case("pointwise_conv", "sliced", pointwise(2, 8, 3, 4, 9, gated=True, residual=True), "sliced"),
     Case("stem_conv", "broadcast", stem(2, 3, 8, 9, 16, activation="relu"), "expanded"),
