@@ -159,12 +159,13 @@ class LinearLayer:
 class NetDescription:
     """A network as far as one plan can run it.
 
+    ``blocks`` are inverted residuals, and 1x1 convolutions where a network has some beside its ``tail``;
     ``head`` are the layers after pooling that join the plan; ``rest`` is what comes after them and stays torch's
     (in order of execution); ``pooled`` says whether the plan ends behind the pool.
     """
 
     stem: ConvLayer | None
-    blocks: tuple[BlockDescription, ...]
+    blocks: tuple[BlockDescription | ConvLayer, ...]
     tail: ConvLayer | None
     pooled: bool
     head: tuple[LinearLayer, ...] = ()
@@ -172,8 +173,10 @@ class NetDescription:
 
     def input_channels(self) -> int:
         """Channels of what the plan reads."""
-        first = self.stem or (self.blocks[0].expand or self.blocks[0].depthwise if self.blocks else self.tail)
+        first = self.stem or (self.blocks[0] if self.blocks else self.tail)
         assert first is not None, "a description of nothing"
+        if isinstance(first, BlockDescription):
+            first = first.expand or first.depthwise
         return first.conv.in_channels
 
     def stages(self) -> list[Stage]:
