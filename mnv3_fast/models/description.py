@@ -194,6 +194,29 @@ class NetDescription:
         return join(self.stages())
 
 
+@dataclass(frozen=True)
+class PyramidDescription:
+    """A network that gives several outputs: what lies between two of them is one plan.
+
+    ``extra`` are modules after the last part that stay torch's and give one output each. ``names`` are those of all
+    outputs, for a dictionary; without names they come in a ``container``, a list or a tuple.
+    """
+
+    parts: tuple[NetDescription, ...]
+    extra: tuple[nn.Module, ...] = ()
+    names: tuple[str, ...] | None = None
+    container: type = list
+
+    @property
+    def rest(self) -> tuple[nn.Module, ...]:
+        """What stays torch's."""
+        return self.extra
+
+    def stages(self) -> list[Stage]:
+        """The stages of all parts."""
+        return [stage for part in self.parts for stage in part.stages()]
+
+
 def read_activation(module: nn.Module | None) -> str:
     """The name of an activation module; raises Unsupported for one that the kernels do not have."""
     if module is None or type(module) is nn.Identity:
@@ -234,6 +257,17 @@ def describe_net(model: nn.Module) -> NetDescription:
         if description is not None:
             return description
     raise Unsupported(f"{type(model).__module__}.{type(model).__qualname__} is no known MobileNetV3")
+
+
+def describe_pyramid(model: nn.Module) -> PyramidDescription:
+    """Read a network that gives several maps: the backbone of a detector or segmenter; raises Unsupported."""
+    from mnv3_fast.models import torchvision
+
+    for reader in (torchvision.read_pyramid,):
+        description = reader(model)
+        if description is not None:
+            return description
+    raise Unsupported(f"{type(model).__module__}.{type(model).__qualname__} is no known backbone of MobileNetV3")
 
 
 def kind_of_conv(layer: ConvLayer) -> str:
