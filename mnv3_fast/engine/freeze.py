@@ -18,6 +18,7 @@ from mnv3_fast import gpu
 from mnv3_fast.engine import graph
 from mnv3_fast.engine.chain import EngineChain
 from mnv3_fast.engine.engine import Engine
+from mnv3_fast.engine.headed import HeadedEngine
 from mnv3_fast.engine.packing import pack_stages
 from mnv3_fast.gpu import Progress
 from mnv3_fast.models.description import (
@@ -154,7 +155,10 @@ def _frozen(
         return _engine_of(description, name, dtype, progress, scale, shift)
     parts = _parts(description, name, dtype, progress, scale, shift)
     extra = [_copied(module).eval() for module in description.extra]
-    return EngineChain(parts, extra, description.names, description.container, name)
+    found = EngineChain(parts, extra, description.names, description.container, name)
+    for attribute, value in description.attributes.items():
+        setattr(found, attribute, copy.deepcopy(value))
+    return found
 
 
 def _parts(
@@ -190,7 +194,8 @@ def _engine_of(
     plan = plan.to(weight.device)
     geometry[0] += 2 * gpu.DTYPES.index(dtype or weight.dtype)
     rest = [copy.deepcopy(module) for module in description.rest]
-    engine = Engine(plan, geometry, description.input_channels(), _sequence(rest), name)
+    kind = HeadedEngine if description.headed else Engine
+    engine = kind(plan, geometry, description.input_channels(), _sequence(rest), name)
     engine.normalises = scale is not None
     if plan.is_cuda and gpu.missing_reason() is None:
         _prepare(engine, progress)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -161,7 +162,8 @@ class NetDescription:
 
     ``blocks`` are inverted residuals, and 1x1 convolutions where a network has some beside its ``tail``;
     ``head`` are the layers after pooling that join the plan; ``rest`` is what comes after them and stays torch's
-    (in order of execution); ``pooled`` says whether the plan ends behind the pool.
+    (in order of execution); ``pooled`` says whether the plan ends behind the pool, ``headed`` whether the network is
+    also called in two halves, which its engine then has as well.
     """
 
     stem: ConvLayer | None
@@ -170,6 +172,7 @@ class NetDescription:
     pooled: bool
     head: tuple[LinearLayer, ...] = ()
     rest: tuple[nn.Module, ...] = field(default=())
+    headed: bool = False
 
     def input_channels(self) -> int:
         """Channels of what the plan reads."""
@@ -199,13 +202,15 @@ class PyramidDescription:
     """A network that gives several outputs: what lies between two of them is one plan.
 
     ``extra`` are modules after the last part that stay torch's and give one output each. ``names`` are those of all
-    outputs, for a dictionary; without names they come in a ``container``, a list or a tuple.
+    outputs, for a dictionary; without names they come in a ``container``, a list or a tuple. ``attributes`` are what
+    the network tells of its outputs.
     """
 
     parts: tuple[NetDescription, ...]
     extra: tuple[nn.Module, ...] = ()
     names: tuple[str, ...] | None = None
     container: type = list
+    attributes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rest(self) -> tuple[nn.Module, ...]:
@@ -261,9 +266,9 @@ def describe_net(model: nn.Module) -> NetDescription:
 
 def describe_pyramid(model: nn.Module) -> PyramidDescription:
     """Read a network that gives several maps: the backbone of a detector or segmenter; raises Unsupported."""
-    from mnv3_fast.models import torchvision
+    from mnv3_fast.models import timm, torchvision
 
-    for reader in (torchvision.read_pyramid,):
+    for reader in (torchvision.read_pyramid, timm.read_pyramid):
         description = reader(model)
         if description is not None:
             return description

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from mnv3_fast.models.chain import Layer, chain_of, parts_between
 from mnv3_fast.models.checks import (
     Unsupported,
     check_conv,
@@ -17,8 +18,8 @@ from mnv3_fast.models.description import (
     ConvLayer,
     LinearLayer,
     NetDescription,
+    PyramidDescription,
     SqueezeExciteLayer,
-    kind_of_conv,
     read_activation,
     read_gate,
     stock_class,
@@ -183,36 +184,49 @@ def net_modules(model: nn.Module) -> list[nn.Module]:
     return modules
 
 
-def _read_stages(model: nn.Module) -> tuple[tuple[BlockDescription | ConvLayer, ...], ConvLayer | None]:
-    """The blocks of all stages, and the 1x1 convolution behind them; a deeper network has several of these."""
+def _read_stages(model: nn.Module) -> list[list[Layer]]:
+    """The layers of each stage; a deeper network has several 1x1 convolutions in the last one."""
     if stock_class(type(model.blocks)) is not nn.Sequential:
         raise Unsupported(f"its stages are a {type(model.blocks).__name__}, not a Sequential")
-    layers: list[BlockDescription | ConvLayer] = []
+    stages: list[list[Layer]] = []
     for stage in model.blocks:
         if type(stage) is not nn.Sequential:
             raise Unsupported("something else than a Sequential stands among the stages")
+        layers: list[Layer] = []
         for child in stage:
             layer = read_block(child) or read_conv(child)
             if layer is None:
                 raise Unsupported(f"{type(child).__name__} stands among the blocks")
-            if isinstance(layer, ConvLayer) and kind_of_conv(layer) != "pointwise":
-                raise Unsupported(f"a {kind_of_conv(layer)} convolution stands among the blocks")
             layers.append(layer)
-    if layers and isinstance(layers[-1], ConvLayer):
-        return tuple(layers[:-1]), layers[-1]
-    return tuple(layers), None
+        stages.append(layers)
+    return stages
 
 
 def read_net(model: nn.Module) -> NetDescription | None:
     """MobileNetV3: conv_stem, bn1, blocks, and global_pool, conv_head, act2, classifier as far as they have kernels."""
     if not is_timm(model, "MobileNetV3"):
         return None
-    stem = stem_layer(model)
-    blocks, tail = _read_stages(model)
+    layers: list[Layer] = [stem_layer(model)]
+    for stage in _read_stages(model):
+        layers += stage
+    body = chain_of(layers)
     rest = tuple(getattr(model, name) for name in _rest_of_head(model))
-    if _head_reason(model) is not None:
-        return NetDescription(stem, blocks, tail, False, (), rest)
-    head = [LinearLayer(model.conv_head, read_activation(model.act2))]
-    if _is_linear(model.classifier):
-        head.append(LinearLayer(model.classifier, "none"))
-    return NetDescription(stem, blocks, tail, True, tuple(head), rest)
+    head: list[LinearLayer] = []
+    pooled = _head_reason(model) is None
+    if pooled:
+        head.append(LinearLayer(model.conv_head, read_activation(model.act2)))
+        if _is_linear(model.classifier):
+            head.append(LinearLayer(model.classifier, "none"))
+    return NetDescription(body.stem, body.blocks, body.tail, pooled, tuple(head), rest, headed=True)
+
+
+def read_pyramid(model: nn.Module) -> PyramidDescription | None:
+    """MobileNetV3Features: the outputs of the stem (0) and of stages (from 1 on)."""
+    if not is_timm(model, "MobileNetV3Features"):
+        return None
+    if model.feature_hooks is not None:
+        raise Unsupported("its maps are taken by hooks inside of blocks (feature_location)")
+    stages: list[list[Layer]] = [[stem_layer(model)], *_read_stages(model)]
+    ends = [sum(len(stage) for stage in stages[: i + 1]) - 1 for i in sorted(model._stage_out_idx)]
+    layers = [layer for stage in stages for layer in stage]
+    return PyramidDescription(parts_between(layers, ends), attributes={"feature_info": model.feature_info})
