@@ -44,6 +44,12 @@ class HeadedEngine(Engine):
         features = self._half(pool + 1, last)(nn.functional.adaptive_avg_pool2d(x, 1)).flatten(1)
         return features if pre_logits else self.rest(features)
 
+    def linear_layers(self) -> list[Engine]:
+        """The layers behind the pool, each as an engine of its own that reads [N, F, 1, 1]; they copy their weights."""
+        pool = self._pool()
+        assert pool is not None, "a network without a pool has none"
+        return [self._cut(i, i + 1) for i in range(pool + 1, len(read_plan(self.plan)))]
+
     def _pool(self) -> int | None:
         """The place of the pool in the plan; None if the head is torch's."""
         kinds = [node.kind for node in read_plan(self.plan)]
@@ -52,12 +58,15 @@ class HeadedEngine(Engine):
     def _half(self, first: int, last: int) -> Engine:
         halves = self.__dict__.setdefault("_halves", {})
         if (first, last) not in halves:
-            plan, geometry = slice_plan(self.plan, self.geometry, first, last)
-            channels = self.input_channels if first == 0 else read_plan(plan)[0].words[1]
-            half = Engine(plan, geometry, channels, nn.Identity(), self.source)
-            half.normalises = self.normalises
-            halves[first, last] = half
+            halves[first, last] = self._cut(first, last)
         return halves[first, last]
+
+    def _cut(self, first: int, last: int) -> Engine:
+        plan, geometry = slice_plan(self.plan, self.geometry, first, last)
+        channels = self.input_channels if first == 0 else read_plan(plan)[0].words[1]
+        cut = Engine(plan, geometry, channels, nn.Identity(), self.source)
+        cut.normalises = self.normalises
+        return cut
 
     def _apply(self, fn: Any, recurse: bool = True) -> Engine:
         self.__dict__.pop("_halves", None)

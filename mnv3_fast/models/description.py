@@ -1,8 +1,8 @@
 """What a block or a network is made of, whichever library its modules come from.
 
-``describe_block`` and ``describe_net`` read torchvision's and timm's modules (torchvision.py, timm.py) into these
-classes; ``accelerate``, ``freeze`` and ``explain`` know nothing else. A description refers to the original modules, so
-it has no copy of any weight.
+``describe_block`` and ``describe_net`` read modules of torchvision, timm and mmpretrain (by the files of these names)
+into these classes; ``accelerate``, ``freeze`` and ``explain`` know nothing else. A description refers to the original
+modules, so it has no copy of any weight.
 """
 
 from __future__ import annotations
@@ -243,10 +243,10 @@ def read_gate(module: nn.Module) -> tuple[str, float]:
 
 
 def describe_block(module: nn.Module) -> BlockDescription:
-    """Read an inverted residual block of torchvision or timm; raises Unsupported with the reason."""
-    from mnv3_fast.models import timm, torchvision
+    """Read an inverted residual block of torchvision, timm or mmpretrain; raises Unsupported with the reason."""
+    from mnv3_fast.models import mmpretrain, timm, torchvision
 
-    for reader in (torchvision.read_block, timm.read_block):
+    for reader in (torchvision.read_block, timm.read_block, mmpretrain.read_block):
         description = reader(module)
         if description is not None:
             return description
@@ -255,9 +255,9 @@ def describe_block(module: nn.Module) -> BlockDescription:
 
 def describe_net(model: nn.Module) -> NetDescription:
     """Read a whole MobileNetV3, or the ``features`` of one; raises Unsupported with the reason."""
-    from mnv3_fast.models import timm, torchvision
+    from mnv3_fast.models import mmpretrain, timm, torchvision
 
-    for reader in (torchvision.read_net, timm.read_net):
+    for reader in (torchvision.read_net, timm.read_net, mmpretrain.read_net):
         description = reader(model)
         if description is not None:
             return description
@@ -266,9 +266,9 @@ def describe_net(model: nn.Module) -> NetDescription:
 
 def describe_pyramid(model: nn.Module) -> PyramidDescription:
     """Read a network that gives several maps: the backbone of a detector or segmenter; raises Unsupported."""
-    from mnv3_fast.models import timm, torchvision
+    from mnv3_fast.models import mmpretrain, timm, torchvision
 
-    for reader in (torchvision.read_pyramid, timm.read_pyramid):
+    for reader in (torchvision.read_pyramid, timm.read_pyramid, mmpretrain.read_pyramid):
         description = reader(model)
         if description is not None:
             return description
