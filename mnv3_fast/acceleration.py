@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator
 
@@ -13,7 +12,7 @@ from mnv3_fast.models.description import Unsupported, stock_class
 from mnv3_fast.nn import containers, mmpretrain_blocks, torchvision_blocks
 from mnv3_fast.nn.base import Fused, Packed
 from mnv3_fast.nn.fusion import forget
-from mnv3_fast.nn.parts import computed_attributes
+from mnv3_fast.nn.parts import computed_attributes, copy_model
 
 logger = logging.getLogger("mnv3_fast")
 
@@ -85,7 +84,7 @@ def share(model: nn.Module) -> nn.Module:
     Pruning and the older kinds of weight and spectral norm keep such, anew on each call; deepcopy refuses them.
     """
     tensors = list(model.parameters()) + list(model.buffers()) + computed_attributes(model)
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    return copy_model(model, {id(tensor): tensor for tensor in tensors})
 
 
 def accelerate(model: nn.Module, inplace: bool = False) -> nn.Module:

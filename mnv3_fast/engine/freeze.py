@@ -31,7 +31,7 @@ from mnv3_fast.models.description import (
 )
 from mnv3_fast.models.mmpretrain import is_classifier
 from mnv3_fast.models.torchvision import has_hooks
-from mnv3_fast.nn.parts import computed_attributes
+from mnv3_fast.nn.parts import computed_attributes, copy_model
 from mnv3_fast.ops.network.layout import Stage
 
 
@@ -95,7 +95,7 @@ def freeze(
 
 def _copied(model: nn.Module) -> Any:
     computed = computed_attributes(model)
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+    return copy_model(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def _freeze_children(

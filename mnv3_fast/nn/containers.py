@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models import _utils
+from torchvision.models.detection import ssdlite
 
 from mnv3_fast.models.description import STOCK, stock_class
 from mnv3_fast.nn.conditions import transform_active
@@ -43,8 +44,8 @@ class Sequential(StandIn, nn.Sequential):
         return like_input(super().forward(input), input)
 
 
-class IntermediateLayerGetter(StandIn, _utils.IntermediateLayerGetter):
-    """torchvision's backbone of detectors and segmenters; its maps have the memory format of its input."""
+class _Maps(StandIn):
+    """A dictionary of maps that have the memory format of the input."""
 
     def forward(self, x: Tensor) -> Any:
         """As torchvision's."""
@@ -54,5 +55,17 @@ class IntermediateLayerGetter(StandIn, _utils.IntermediateLayerGetter):
         return output
 
 
-CONTAINERS: dict[type, type] = {nn.Sequential: Sequential, _utils.IntermediateLayerGetter: IntermediateLayerGetter}
+class IntermediateLayerGetter(_Maps, _utils.IntermediateLayerGetter):
+    """torchvision's backbone of segmenters and of Faster R-CNN."""
+
+
+class SSDLiteFeatureExtractorMobileNet(_Maps, ssdlite.SSDLiteFeatureExtractorMobileNet):
+    """torchvision's backbone of SSDLite."""
+
+
+CONTAINERS: dict[type, type] = {
+    nn.Sequential: Sequential,
+    _utils.IntermediateLayerGetter: IntermediateLayerGetter,
+    ssdlite.SSDLiteFeatureExtractorMobileNet: SSDLiteFeatureExtractorMobileNet,
+}
 STOCK.update({fused: stock for stock, fused in CONTAINERS.items()})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn.modules import module as torch_module
 from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -19,6 +21,7 @@ from mnv3_fast.models.description import (
     SqueezeExciteLayer,
     Unsupported,
 )
+from mnv3_fast.models.layers import DownscaleDropout
 
 Description = BlockDescription | ConvLayer | SqueezeExciteLayer | NetDescription
 FLAGS = ("use_res_connect", "has_skip", "with_res_shortcut", "with_se", "with_expand_conv")
@@ -33,6 +36,8 @@ ATTRIBUTES = (
     "output_size",
     "start_dim",
     "end_dim",
+    "slope",
+    "p",
     "pool_type",
     "flatten",
     "dim",
@@ -91,14 +96,30 @@ def computed_attributes(model: nn.Module) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
 
 
+def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy in which every module is in the mode of its original.
+
+    Those of torch.fx are not by themselves: they are made anew, in training mode, and torchvision's have a graph for
+    each mode.
+    """
+    result = copy.deepcopy(model, memo)
+    modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
+    for name, module in result.named_modules(remove_duplicate=False):
+        mode = modes.get(name, module.training)
+        if isinstance(module, GraphModule) and module.training is not mode:
+            module.train(mode)
+        module.training = mode
+    return result
+
+
 def modules_below(root: nn.Module) -> list[nn.Module]:
     """All modules inside of one: what takes part in a block."""
     return [module for module in root.modules() if module is not root]
 
 
-def is_drop_path(module: nn.Module) -> bool:
-    """timm's DropPath, which drops whole blocks in training mode."""
-    return type(module).__name__ == "DropPath"
+def drops_in_training(module: nn.Module) -> bool:
+    """Dropout, ours that scales at inference, and timm's DropPath, which drops whole blocks."""
+    return isinstance(module, (nn.Dropout, DownscaleDropout)) or type(module).__name__ == "DropPath"
 
 
 def modules_reason(inside: Sequence[nn.Module], description: Description) -> str | None:
@@ -112,7 +133,7 @@ def modules_reason(inside: Sequence[nn.Module], description: Description) -> str
         for name in ATTRIBUTES:
             if not isinstance(module.__dict__.get(name, 0), IMMUTABLE):
                 return f"{name} is a {type(module.__dict__[name]).__name__}, which may change unseen"
-        if (isinstance(module, nn.Dropout) or is_drop_path(module)) and module.training:
+        if drops_in_training(module) and module.training:
             return "a dropout inside is in training mode"
     convs, norms, _ = parts_of(description)
     for norm in norms:
