@@ -24,6 +24,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "drop rates": (SMALL, {"drop_rate": 0.3, "drop_path_rate": 0.3}),
     "rw": ("mobilenetv3_rw", {}),
     "150d": ("mobilenetv3_large_150d", {"num_classes": 10}),
+    "same": ("tf_mobilenetv3_small_075", {"num_classes": 10}),
     "minimal": ("tf_mobilenetv3_small_minimal_100", {"pad_type": ""}),
 }
 FEATURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -34,6 +35,7 @@ FEATURES: dict[str, tuple[str, dict[str, Any]]] = {
     "stride 8": (SMALL, {"output_stride": 8}),
     "stride 16": (SMALL, {"output_stride": 16, "in_chans": 4}),
     "expansion": (SMALL, {"feature_location": "expansion", "out_indices": (1, 2, 3)}),
+    "same": ("tf_mobilenetv3_small_075", {}),
     "rw": ("mobilenetv3_rw", {}),
 }
 SIZES = ((64, 64), (65, 65), (75, 96))
