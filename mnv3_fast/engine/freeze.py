@@ -34,6 +34,17 @@ from mnv3_fast.models.torchvision import has_hooks
 from mnv3_fast.nn.parts import computed_attributes, copy_model
 from mnv3_fast.ops.network.layout import Stage
 
+TOLD = (
+    "pretrained_cfg",
+    "default_cfg",
+    "num_classes",
+    "num_features",
+    "head_hidden_size",
+    "feature_info",
+    "out_indices",
+)
+"""What timm and mmpretrain ask a network for beside its outputs: preprocessing, channels, strides."""
+
 
 def freeze(
     model: nn.Module,
@@ -156,13 +167,18 @@ def _frozen(
     _check_frozen(model, description)
     if isinstance(description, NetDescription):
         engine = _engine_of(description, name, dtype, progress, scale, shift)
-        return with_engine(_copied(model), engine) if is_classifier(model) else engine
+        return with_engine(_copied(model), engine) if is_classifier(model) else _told(engine, model)
     parts = _parts(description, name, dtype, progress, scale, shift)
     extra = [_copied(module).eval() for module in description.extra]
-    found = EngineChain(parts, extra, description.names, description.container, name)
-    for attribute, value in description.attributes.items():
-        setattr(found, attribute, copy.deepcopy(value))
-    return found
+    return _told(EngineChain(parts, extra, description.names, description.container, name), model)
+
+
+def _told(engine: nn.Module, model: nn.Module) -> nn.Module:
+    """The engine with a copy of what its model tells."""
+    for name in TOLD:
+        if name in model.__dict__:
+            setattr(engine, name, copy.deepcopy(model.__dict__[name]))
+    return engine
 
 
 def _parts(

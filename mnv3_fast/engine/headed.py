@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mnv3_fast.engine.engine import Engine
-from mnv3_fast.engine.kinds import LINEAR, POOL
+from mnv3_fast.engine.kinds import POOL
 from mnv3_fast.engine.plan import read_plan
 from mnv3_fast.engine.slicing import slice_plan
 
@@ -17,6 +17,10 @@ class HeadedEngine(Engine):
 
     A call of the whole is one plan. A half is cut out of it when it is first called, which copies its weights.
     """
+
+    def __init__(self, plan: Tensor, geometry: list[int], input_channels: int, rest: nn.Module, source: str) -> None:
+        super().__init__(plan, geometry, input_channels, rest, source)
+        self.kinds = tuple(node.kind for node in read_plan(plan))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[N, C, H, W], as the engine takes it -> the map before the pool, in the memory format of the input.
@@ -39,8 +43,7 @@ class HeadedEngine(Engine):
             for module in modules[:-1] if pre_logits else modules:
                 x = module(x)
             return x
-        linear = [node.kind for node in read_plan(self.plan)].count(LINEAR)
-        last = pool + 2 if pre_logits else pool + 1 + linear
+        last = pool + 2 if pre_logits else len(self.kinds)
         features = self._half(pool + 1, last)(nn.functional.adaptive_avg_pool2d(x, 1)).flatten(1)
         return features if pre_logits else self.rest(features)
 
@@ -48,12 +51,11 @@ class HeadedEngine(Engine):
         """The layers behind the pool, each as an engine of its own that reads [N, F, 1, 1]; they copy their weights."""
         pool = self._pool()
         assert pool is not None, "a network without a pool has none"
-        return [self._cut(i, i + 1) for i in range(pool + 1, len(read_plan(self.plan)))]
+        return [self._cut(i, i + 1) for i in range(pool + 1, len(self.kinds))]
 
     def _pool(self) -> int | None:
         """The place of the pool in the plan; None if the head is torch's."""
-        kinds = [node.kind for node in read_plan(self.plan)]
-        return kinds.index(POOL) if POOL in kinds else None
+        return self.kinds.index(POOL) if POOL in self.kinds else None
 
     def _half(self, first: int, last: int) -> Engine:
         halves = self.__dict__.setdefault("_halves", {})

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -210,15 +209,13 @@ class PyramidDescription:
     """A network that gives several outputs: what lies between two of them is one plan.
 
     ``extra`` are modules after the last part that stay torch's and give one output each. ``names`` are those of all
-    outputs, for a dictionary; without names they come in a ``container``, a list or a tuple. ``attributes`` are what
-    the network tells of its outputs.
+    outputs, for a dictionary; without names they come in a ``container``, a list or a tuple.
     """
 
     parts: tuple[NetDescription, ...]
     extra: tuple[nn.Module, ...] = ()
     names: tuple[str, ...] | None = None
     container: type = list
-    attributes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rest(self) -> tuple[nn.Module, ...]:

@@ -230,4 +230,4 @@ def read_pyramid(model: nn.Module) -> PyramidDescription | None:
     stages: list[list[Layer]] = [[stem_layer(model)], *_read_stages(model)]
     ends = [sum(len(stage) for stage in stages[: i + 1]) - 1 for i in sorted(model._stage_out_idx)]
     layers = [layer for stage in stages for layer in stage]
-    return PyramidDescription(parts_between(layers, ends), attributes={"feature_info": model.feature_info})
+    return PyramidDescription(parts_between(layers, ends))

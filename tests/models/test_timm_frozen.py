@@ -13,6 +13,7 @@ from mnv3_fast import testing
 from tests.models.common import assert_same, count_ops
 from tests.models.timm_forms import FEATURES, FORMS, SIZES, form, images, outputs
 
+timm = pytest.importorskip("timm")
 POOLS_OF_TORCH = tuple(f"pool {kind}" for kind in ("max", "avgmax", "catavgmax", "fastmax"))
 
 
@@ -28,6 +29,8 @@ def test_frozen_networks(which: str) -> None:
             ours, theirs = outputs(engine, x), outputs(model, x)
             for name, expected in theirs.items():
                 assert_same(ours[name], expected, strides=not channels_last)
+    assert engine.num_classes == model.num_classes
+    assert timm.data.resolve_model_data_config(engine) == timm.data.resolve_model_data_config(model)
     names = [type(module).__name__ for module in engine.rest.modules()]
     assert ("SelectAdaptivePool2d" in names) is (which in ("map of conv_head", *POOLS_OF_TORCH))
 
