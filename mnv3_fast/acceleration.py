@@ -9,7 +9,7 @@ from torch import nn
 
 from mnv3_fast import gpu
 from mnv3_fast.models.description import Unsupported, stock_class
-from mnv3_fast.nn import containers, torchvision_blocks
+from mnv3_fast.nn import containers, mmpretrain_blocks, torchvision_blocks
 from mnv3_fast.nn.base import Fused, Packed
 from mnv3_fast.nn.fusion import forget
 from mnv3_fast.nn.parts import computed_attributes, copy_model
@@ -18,8 +18,11 @@ logger = logging.getLogger("mnv3_fast")
 
 
 def swaps_for(model: nn.Module) -> tuple[dict[type, type[Fused]], dict[type, type]]:
-    """The fused class of each class of torchvision's, and timm's if the model is, and the same of their containers."""
-    swaps, guards = dict(torchvision_blocks.SWAPS), containers.CONTAINERS | torchvision_blocks.CONTAINERS
+    """The fused class of each class of torchvision's, and timm's and mmpretrain's if the model has some, and the same
+    of their containers."""
+    met, around = mmpretrain_blocks.stand_ins_for(model)
+    swaps = torchvision_blocks.SWAPS | met
+    guards = containers.CONTAINERS | torchvision_blocks.CONTAINERS | around
     if any(type(module).__module__.startswith("timm.") for module in model.modules()):
         from mnv3_fast.nn import timm_blocks
 
@@ -87,8 +90,9 @@ def share(model: nn.Module) -> nn.Module:
 def accelerate(model: nn.Module, inplace: bool = False) -> nn.Module:
     """Make a model run on fused kernels in eval mode; training, state_dict, names and hooks stay what they were.
 
-    Inverted residual blocks, convolution blocks and squeeze-excite modules of torchvision and timm are found anywhere
-    in the tree. Whatever the kernels cannot run keeps its own forward; ``explain`` says why.
+    Inverted residual blocks, convolution blocks and squeeze-excite modules of torchvision, timm and mmpretrain are
+    found anywhere in the tree: in classifiers, feature pyramids, backbones, detectors. Whatever the kernels cannot run
+    keeps its own forward; ``explain`` says why.
 
     Args:
         model: a module tree; its classifier, detector heads and the like stay as they are.
@@ -109,7 +113,7 @@ def accelerate(model: nn.Module, inplace: bool = False) -> nn.Module:
     found = fuse(result)
     if not any(reason is None for _, reason in found):
         reasons = [f"{path}: {reason}" for path, reason in found[:5]]
-        why = "; ".join(reasons) or "it has no block of torchvision's or timm's MobileNetV3"
+        why = "; ".join(reasons) or "it has no block of torchvision's, timm's or mmpretrain's MobileNetV3"
         raise ValueError(f"accelerate: nothing in {type(model).__name__} can be replaced: {why}")
     return result
 

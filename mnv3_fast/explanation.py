@@ -98,7 +98,8 @@ class Explanation:
     def __str__(self) -> str:
         lines = [str(row) for row in self.rows]
         if not lines:
-            lines.append("no block of torchvision's or timm's MobileNetV3 and no engine inside: all of it is torch's")
+            known = "torchvision's, timm's or mmpretrain's MobileNetV3"
+            lines.append(f"no block of {known} and no engine inside: all of it is torch's")
         lines.append(f"{self.fused} on fused kernels, {len(self.fallbacks)} on torch")
         shares = [row.percent_of_call for row in self.rows if row.percent_of_call is not None]
         if any(row.milliseconds is not None for row in self.rows):

@@ -50,11 +50,15 @@ class Engine(nn.Module):
             TypeError, ValueError: naming what came and what is wanted.
             RuntimeError: if grad mode is on and the input requires grad.
         """
+        return self.rest(self.run(input))
+
+    def run(self, input: Tensor) -> Tensor:
+        """The plan alone, without what follows it; as :meth:`forward`."""
         self._check(input)
         output = self._run(input)
         if self.restores_format and self.geometry[0] % 2 == 1 and input.is_contiguous() and not output.is_contiguous():
             output = output.contiguous()
-        return self.rest(output)
+        return output
 
     def _run(self, input: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or observed() or transform_active():
@@ -85,7 +89,7 @@ class Engine(nn.Module):
             raise ValueError(f"Engine: input must be on {self.plan.device} as the engine is, got {input.device}")
         if input.dtype is torch.uint8 and not (self.normalises or torch.compiler.is_compiling()):
             words = "Engine: uint8 images are taken as numbers from 0 to 255; freeze(scale=, shift=) normalises them"
-            warnings.warn(words, stacklevel=4)
+            warnings.warn(words, stacklevel=5)
         if input.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 "Engine: an engine is for inference and the input requires grad; use mnv3_fast.accelerate"

@@ -17,7 +17,9 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from mnv3_fast import gpu
 from mnv3_fast.engine import graph
 from mnv3_fast.engine.chain import EngineChain
+from mnv3_fast.engine.classifier import with_engine
 from mnv3_fast.engine.engine import Engine
+from mnv3_fast.engine.headed import HeadedEngine
 from mnv3_fast.engine.packing import pack_stages
 from mnv3_fast.gpu import Progress
 from mnv3_fast.models.description import (
@@ -27,9 +29,21 @@ from mnv3_fast.models.description import (
     describe_net,
     describe_pyramid,
 )
+from mnv3_fast.models.mmpretrain import is_classifier
 from mnv3_fast.models.torchvision import has_hooks
 from mnv3_fast.nn.parts import computed_attributes, copy_model
 from mnv3_fast.ops.network.layout import Stage
+
+TOLD = (
+    "pretrained_cfg",
+    "default_cfg",
+    "num_classes",
+    "num_features",
+    "head_hidden_size",
+    "feature_info",
+    "out_indices",
+)
+"""What timm and mmpretrain ask a network for beside its outputs: preprocessing, channels, strides."""
 
 
 def freeze(
@@ -43,11 +57,12 @@ def freeze(
     """Copy and pack a network's weights once and run it in one call; inference only.
 
     Args:
-        model: a MobileNetV3 of torchvision or timm (accelerated or not), its ``features``, a backbone with several
-            outputs (of a detector or segmenter, or of ``create_feature_extractor``), or a model that contains such
-            networks: each of them becomes an engine in a copy of the model, the rest stays torch's. A classifier of
-            fully connected layers joins the plan. On the CPU its weights are float32; on a GPU float32, float16 or
-            bfloat16, which the engine's activations and output then are as well.
+        model: a MobileNetV3 of torchvision, timm or mmpretrain (accelerated or not), its ``features``, a backbone with
+            several outputs (mmpretrain's, timm's ``features_only``, of a detector or segmenter, or of
+            ``create_feature_extractor``), or a model that contains such networks: each of them becomes an engine in a
+            copy of the model, the rest stays torch's. A classifier of fully connected layers joins the plan. On the CPU
+            its weights are float32; on a GPU float32, float16 or bfloat16, which the engine's activations and output
+            then are as well.
         dtype: of the engine, by default the model's. On the CPU float32 only.
         scale, shift: both or neither, a value for each input channel: the engine computes x * scale + shift as it loads
             an image, before the zeros of the padding. With ``1 / (255 * std)`` and ``-mean / std``, for the mean and
@@ -151,9 +166,18 @@ def _frozen(
         description = describe_pyramid(model)
     _check_frozen(model, description)
     if isinstance(description, NetDescription):
-        return _engine_of(description, name, dtype, progress, scale, shift)
+        engine = _engine_of(description, name, dtype, progress, scale, shift)
+        return with_engine(_copied(model), engine) if is_classifier(model) else _told(engine, model)
     parts = _parts(description, name, dtype, progress, scale, shift)
-    return EngineChain(parts, description.names, description.container, name)
+    return _told(EngineChain(parts, description.names, description.container, name), model)
+
+
+def _told(engine: nn.Module, model: nn.Module) -> nn.Module:
+    """The engine with a copy of what its model tells."""
+    for name in TOLD:
+        if name in model.__dict__:
+            setattr(engine, name, copy.deepcopy(model.__dict__[name]))
+    return engine
 
 
 def _parts(
@@ -189,7 +213,8 @@ def _engine_of(
     plan = plan.to(weight.device)
     geometry[0] += 2 * gpu.DTYPES.index(dtype or weight.dtype)
     rest = [copy.deepcopy(module) for module in description.rest]
-    engine = Engine(plan, geometry, description.input_channels(), _sequence(rest), name)
+    kind = HeadedEngine if description.headed else Engine
+    engine = kind(plan, geometry, description.input_channels(), _sequence(rest), name)
     engine.normalises = scale is not None
     if plan.is_cuda and gpu.missing_reason() is None:
         _prepare(engine, progress)

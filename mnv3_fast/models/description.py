@@ -1,8 +1,8 @@
 """What a block or a network is made of, whichever library its modules come from.
 
-``describe_block`` and ``describe_net`` read torchvision's and timm's modules (torchvision.py, timm.py) into these
-classes; ``accelerate``, ``freeze`` and ``explain`` know nothing else. A description refers to the original modules, so
-it has no copy of any weight.
+``describe_block`` and ``describe_net`` read modules of torchvision, timm and mmpretrain (by the files of these names)
+into these classes; ``accelerate``, ``freeze`` and ``explain`` know nothing else. A description refers to the original
+modules, so it has no copy of any weight.
 """
 
 from __future__ import annotations
@@ -167,21 +167,26 @@ class LinearLayer:
 class NetDescription:
     """A network as far as one plan can run it.
 
+    ``blocks`` are inverted residuals, and 1x1 convolutions where a network has some beside its ``tail``;
     ``head`` are the layers after pooling that join the plan; ``rest`` is what comes after them and stays torch's
-    (in order of execution); ``pooled`` says whether the plan ends behind the pool.
+    (in order of execution); ``pooled`` says whether the plan ends behind the pool, ``headed`` whether the network is
+    also called in two halves, which its engine then has as well.
     """
 
     stem: ConvLayer | None
-    blocks: tuple[BlockDescription, ...]
+    blocks: tuple[BlockDescription | ConvLayer, ...]
     tail: ConvLayer | None
     pooled: bool
     head: tuple[LinearLayer, ...] = ()
     rest: tuple[nn.Module, ...] = field(default=())
+    headed: bool = False
 
     def input_channels(self) -> int:
         """Channels of what the plan reads."""
-        first = self.stem or (self.blocks[0].expand or self.blocks[0].depthwise if self.blocks else self.tail)
+        first = self.stem or (self.blocks[0] if self.blocks else self.tail)
         assert first is not None, "a description of nothing"
+        if isinstance(first, BlockDescription):
+            first = first.expand or first.depthwise
         return first.conv.in_channels
 
     def stages(self) -> list[Stage]:
@@ -241,10 +246,10 @@ def read_gate(module: nn.Module) -> tuple[str, float]:
 
 
 def describe_block(module: nn.Module) -> BlockDescription:
-    """Read an inverted residual block of torchvision or timm; raises Unsupported with the reason."""
-    from mnv3_fast.models import timm, torchvision
+    """Read an inverted residual block of torchvision, timm or mmpretrain; raises Unsupported with the reason."""
+    from mnv3_fast.models import mmpretrain, timm, torchvision
 
-    for reader in (torchvision.read_block, timm.read_block):
+    for reader in (torchvision.read_block, timm.read_block, mmpretrain.read_block):
         description = reader(module)
         if description is not None:
             return description
@@ -253,9 +258,9 @@ def describe_block(module: nn.Module) -> BlockDescription:
 
 def describe_net(model: nn.Module) -> NetDescription:
     """Read a whole MobileNetV3, or the ``features`` of one; raises Unsupported with the reason."""
-    from mnv3_fast.models import timm, torchvision
+    from mnv3_fast.models import mmpretrain, timm, torchvision
 
-    for reader in (torchvision.read_net, timm.read_net):
+    for reader in (torchvision.read_net, timm.read_net, mmpretrain.read_net):
         description = reader(model)
         if description is not None:
             return description
@@ -264,9 +269,9 @@ def describe_net(model: nn.Module) -> NetDescription:
 
 def describe_pyramid(model: nn.Module) -> PyramidDescription:
     """Read a network that gives several maps: the backbone of a detector or segmenter; raises Unsupported."""
-    from mnv3_fast.models import torchvision
+    from mnv3_fast.models import mmpretrain, timm, torchvision
 
-    for reader in (torchvision.read_pyramid,):
+    for reader in (torchvision.read_pyramid, timm.read_pyramid, mmpretrain.read_pyramid):
         description = reader(model)
         if description is not None:
             return description

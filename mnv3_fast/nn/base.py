@@ -36,10 +36,11 @@ from mnv3_fast.nn.fusion import (
 from mnv3_fast.nn.parts import Description, flattened, modules_below
 from mnv3_fast.ops import registration
 from mnv3_fast.ops.depthwise_conv import op as depthwise
-from mnv3_fast.ops.elements import ACTIVATIONS
+from mnv3_fast.ops.elements import ACTIVATIONS, GATES
 from mnv3_fast.ops.inverted_residual.op import PACKED as BLOCK
 from mnv3_fast.ops.network.op import PACKED as NETWORK
 from mnv3_fast.ops.pointwise_conv import op as pointwise
+from mnv3_fast.ops.squeeze_excite import op as squeeze_excite
 from mnv3_fast.ops.stem_conv import op as stem
 
 RUN_PLAN = OP.default
@@ -187,6 +188,16 @@ class FusedConv(Fused):
 
     def _run(self, x: Tensor, description: Any, tensors: list[Tensor], arguments: Any) -> Tensor:
         return run_described(x, description, tensors, arguments)
+
+
+class FusedSqueezeExcite(Fused):
+    """A squeeze-excite module on ``mnv3_fast::squeeze_excite``."""
+
+    def _run(self, x: Tensor, description: Any, tensors: list[Tensor], arguments: Any) -> Tensor:
+        codes = ACTIVATIONS[description.activation], GATES[description.gate]
+        args = (x, *tensors, *codes, description.slope)
+        reference = squeeze_excite.reference.squeeze_excite
+        return registration.call(squeeze_excite.OP, reference, squeeze_excite.FUNCTION, args)
 
 
 def run_described(x: Tensor, description: Any, tensors: list[Tensor], arguments: Any) -> Tensor:

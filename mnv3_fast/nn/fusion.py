@@ -59,7 +59,7 @@ _CONTAINERS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
-_OWN = (*_CONTAINERS, "training", "use_res_connect", "has_skip")
+_OWN = (*_CONTAINERS, "training", *ATTRIBUTES)
 
 
 class Fusion:
@@ -184,7 +184,7 @@ def describe(root: nn.Module, reader: Reader, inside: Inside) -> Fusion | str:
     try:
         description = reader(root)
         modules = inside(root)
-        for name in ("use_res_connect", "has_skip"):
+        for name in ATTRIBUTES:
             if not isinstance(root.__dict__.get(name, 0), IMMUTABLE):
                 return f"{name} is a {type(root.__dict__[name]).__name__}, which may change unseen"
         return modules_reason(modules, description) or Fusion(root, description, modules)

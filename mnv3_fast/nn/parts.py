@@ -24,6 +24,8 @@ from mnv3_fast.models.description import (
 from mnv3_fast.models.layers import DownscaleDropout
 
 Description = BlockDescription | ConvLayer | SqueezeExciteLayer | NetDescription
+FLAGS = ("use_res_connect", "has_skip", "with_res_shortcut", "with_se", "with_expand_conv")
+"""What a block itself computes by."""
 ATTRIBUTES = (
     "stride",
     "padding",
@@ -37,9 +39,22 @@ ATTRIBUTES = (
     "slope",
     "p",
     "pool_type",
-    "use_res_connect",
-    "has_skip",
+    "flatten",
+    "dim",
+    "return_weight",
+    "order",
+    "with_norm",
+    "norm_name",
+    "with_activation",
+    "with_explicit_padding",
+    "efficient_conv_bn_eval_forward",
+    "bias",
+    "divisor",
+    "min_value",
+    "max_value",
+    *FLAGS,
 )
+"""What a module computes by, beside its tensors and children; one that holds none of them costs nothing."""
 OVERRIDES = ("forward", "_conv_forward", "_scale", "_call_impl")
 """Methods that run in a module's call; as attributes of one object they are somebody's own."""
 IMMUTABLE = (bool, int, float, str, tuple, type(None))

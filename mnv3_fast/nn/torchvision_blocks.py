@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 from torchvision.models import mobilenetv3
 from torchvision.ops import misc
@@ -16,12 +14,9 @@ from mnv3_fast.models.description import (
     NetDescription,
     SqueezeExciteLayer,
 )
-from mnv3_fast.nn.base import Fused, FusedBlock, FusedConv, checked_conv
+from mnv3_fast.nn.base import Fused, FusedBlock, FusedConv, FusedSqueezeExcite, checked_conv
 from mnv3_fast.nn.containers import StandIn, like_input
 from mnv3_fast.nn.networks import FusedEnd, FusedNet, check_accelerated
-from mnv3_fast.ops import registration
-from mnv3_fast.ops.elements import ACTIVATIONS, GATES
-from mnv3_fast.ops.squeeze_excite import op as squeeze_excite
 
 
 class InvertedResidual(FusedBlock, mobilenetv3.InvertedResidual):
@@ -38,17 +33,11 @@ class Conv2dNormActivation(FusedConv, misc.Conv2dNormActivation):
         return checked_conv(torchvision.conv_layer(self))
 
 
-class SqueezeExcitation(Fused, misc.SqueezeExcitation):
+class SqueezeExcitation(FusedSqueezeExcite, misc.SqueezeExcitation):
     """Squeeze-excite on one fused op; inside of a fused block it is part of that block's op instead."""
 
     def _reader(self) -> SqueezeExciteLayer:
         return torchvision.squeeze_excite_layer(self)
-
-    def _run(self, x: Tensor, description: Any, tensors: list[Tensor], arguments: Any) -> Tensor:
-        codes = ACTIVATIONS[description.activation], GATES[description.gate]
-        args = (x, *tensors, *codes, description.slope)
-        reference = squeeze_excite.reference.squeeze_excite
-        return registration.call(squeeze_excite.OP, reference, squeeze_excite.FUNCTION, args)
 
 
 class MobileNetV3(FusedNet, FusedEnd, StandIn, mobilenetv3.MobileNetV3):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import mnv3_fast
+from mnv3_fast import testing
 from mnv3_fast.testing import parity_model
 
 
@@ -35,3 +36,20 @@ def count_ops(run: Callable[[], Any]) -> dict[str, int]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()
     return {event.key: event.count for event in profile.key_averages()}
+
+
+def flat(output: Any) -> list[Tensor]:
+    """The tensors of an output of any structure."""
+    output = list(output.values()) if isinstance(output, dict) else output
+    return [output] if isinstance(output, Tensor) else [tensor for item in output for tensor in flat(item)]
+
+
+def assert_same(ours: Any, theirs: Any, strides: bool = True) -> None:
+    """Structure, shapes, strides and values."""
+    assert type(ours) is type(theirs)
+    found, wanted = flat(ours), flat(theirs)
+    assert len(found) == len(wanted)
+    for a, b in zip(found, wanted, strict=True):
+        assert a.shape == b.shape
+        assert a.stride() == b.stride() or not strides
+        testing.assert_net_equal(a, b)

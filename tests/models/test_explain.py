@@ -85,7 +85,9 @@ def test_models_in_which_nothing_is_ours() -> None:
     for model, x in ((nn.Linear(3, 4), torch.zeros(2, 3)), (nn.Sequential(), X), (nn.Conv2d(3, 4, 3), X)):
         for explanation in (mnv3_fast.explain(model), mnv3_fast.explain(model, x)):
             assert explanation.rows == []
-            assert "no block of torchvision's or timm's MobileNetV3 and no engine inside" in str(explanation)
+            assert "no block of torchvision's, timm's or mmpretrain's MobileNetV3 and no engine inside" in str(
+                explanation
+            )
             assert "0 on fused kernels, 0 on torch" in str(explanation)
 
 

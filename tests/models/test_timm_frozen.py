@@ -1,0 +1,77 @@
+"""timm's MobileNetV3 frozen, in each form that it can be built in, against timm's own."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import mnv3_fast
+from mnv3_fast import testing
+from tests.models.common import assert_same, count_ops
+from tests.models.timm_forms import FEATURES, FORMS, SIZES, form, images, outputs
+
+timm = pytest.importorskip("timm")
+POOLS_OF_TORCH = tuple(f"pool {kind}" for kind in ("max", "avgmax", "catavgmax", "fastmax"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("which", FORMS)
+def test_frozen_networks(which: str) -> None:
+    model = form(which)
+    engine = mnv3_fast.freeze(model)
+    assert isinstance(engine, mnv3_fast.Engine)
+    for size in SIZES if which == "stock" else SIZES[-1:]:
+        for channels_last in (False, True):
+            x = images(model, size, channels_last)
+            ours, theirs = outputs(engine, x), outputs(model, x)
+            for name, expected in theirs.items():
+                assert_same(ours[name], expected, strides=not channels_last)
+    assert engine.num_classes == model.num_classes
+    assert timm.data.resolve_model_data_config(engine) == timm.data.resolve_model_data_config(model)
+    names = [type(module).__name__ for module in engine.rest.modules()]
+    assert ("SelectAdaptivePool2d" in names) is (which in ("map of conv_head", *POOLS_OF_TORCH))
+
+
+@torch.no_grad()
+def test_halves_of_an_engine_follow_its_plan() -> None:
+    """They are cut out of the plan, so they must go when it does, and not be saved with it."""
+    model = form("stock")
+    engine = mnv3_fast.freeze(model)
+    x = images(model)
+    before = outputs(engine, x)
+    other = copy.deepcopy(model)
+    other.conv_stem.weight.mul_(1.5)
+    other.conv_head.weight.mul_(1.5)
+    for copied in (copy.deepcopy(engine), pickle.loads(pickle.dumps(engine)), engine):
+        assert_same(outputs(copied, x), before)
+        copied.load_state_dict(mnv3_fast.freeze(other).state_dict())
+        after, expected = outputs(copied, x), outputs(other, x)
+        for name in before:
+            assert_same(after[name], expected[name])
+            assert testing.relative_error(after[name], before[name]) > 1e-2
+    assert len(pickle.dumps(engine)) < 1.1 * engine.plan.numel()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("which", [name for name in FEATURES if name != "expansion"])
+def test_frozen_features(which: str) -> None:
+    model = form(which, features_only=True)
+    engine = mnv3_fast.freeze(model)
+    assert isinstance(engine, mnv3_fast.EngineChain)
+    assert engine.feature_info.channels() == model.feature_info.channels()
+    for size in SIZES:
+        for channels_last in (False, True):
+            x = images(model, size, channels_last)
+            for same in (engine, copy.deepcopy(engine)):
+                assert_same(same(x), model(x), strides=not channels_last)
+    counts = count_ops(lambda: engine(x))
+    assert counts["mnv3_fast::run_plan"] == len(model.feature_info.out_indices)
+    assert not [name for name in counts if "aten::" in name and ("conv" in name or "norm" in name)]
+
+
+def test_features_by_hooks_are_refused() -> None:
+    with pytest.raises(ValueError, match="its maps are taken by hooks inside of blocks"):
+        mnv3_fast.freeze(form("expansion", features_only=True))
