@@ -81,7 +81,7 @@ CHANGES: dict[str, tuple[Callable[[nn.Module], Any], str, str]] = {
     "activation": (
         _set("layer2.depthwise_conv", "activate", nn.GELU()),
         "layer2",
-        "activation GELU has no kernel (relu and hardswish have)",
+        "activation GELU has no kernel (relu, hardswish and relu6 have)",
     ),
     "plugin": (_drop_path(Twice()), "layer3", "drop_path is a Twice, expected mmcv's DropPath"),
     "drop path": (_drop_path(doubles.DropPath(1e-9)), "layer3", "drop_path is in training mode"),

@@ -90,7 +90,7 @@ def _stem_hook(model: nn.Module) -> None:
     ("change", "reason"),
     [
         (_wrong_stem_norm, "norm GroupNorm cannot be folded into a convolution"),
-        (_stem_activation, "activation GELU has no kernel (relu and hardswish have)"),
+        (_stem_activation, "activation GELU has no kernel (relu, hardswish and relu6 have)"),
         (_stem_hook, "a module inside has a hook"),
     ],
 )
