@@ -21,6 +21,7 @@ from mnv3_fast.engine.classifier import with_engine
 from mnv3_fast.engine.engine import Engine
 from mnv3_fast.engine.headed import HeadedEngine
 from mnv3_fast.engine.packing import pack_stages
+from mnv3_fast.engine.staged import StagedEngine
 from mnv3_fast.gpu import Progress
 from mnv3_fast.models.description import (
     NetDescription,
@@ -41,6 +42,7 @@ TOLD = (
     "num_features",
     "head_hidden_size",
     "feature_info",
+    "stage_ends",
     "out_indices",
 )
 """What timm and mmpretrain ask a network for beside its outputs: preprocessing, channels, strides."""
@@ -213,9 +215,11 @@ def _engine_of(
     plan = plan.to(weight.device)
     geometry[0] += 2 * gpu.DTYPES.index(dtype or weight.dtype)
     rest = [copy.deepcopy(module) for module in description.rest]
-    kind = HeadedEngine if description.headed else Engine
+    kind = StagedEngine if description.ends else HeadedEngine if description.headed else Engine
     engine = kind(plan, geometry, description.input_channels(), _sequence(rest), name)
     engine.normalises = scale is not None
+    if isinstance(engine, StagedEngine):
+        engine.ends = description.ends
     if plan.is_cuda and gpu.missing_reason() is None:
         _prepare(engine, progress)
     return engine

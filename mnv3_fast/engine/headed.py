@@ -10,6 +10,7 @@ from mnv3_fast.engine.engine import Engine
 from mnv3_fast.engine.kinds import POOL
 from mnv3_fast.engine.plan import read_plan
 from mnv3_fast.engine.slicing import slice_plan
+from mnv3_fast.nn.containers import like_input
 
 
 class HeadedEngine(Engine):
@@ -29,7 +30,7 @@ class HeadedEngine(Engine):
             TypeError, ValueError, RuntimeError: as :meth:`Engine.forward`.
         """
         pool = self._pool()
-        return self.run(x) if pool is None else self._half(0, pool)(x)
+        return self.run(x) if pool is None else like_input(self._half(0, pool)(x), x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The map of :meth:`forward_features` -> logits [N, K], or with ``pre_logits`` the features before them.
@@ -67,7 +68,7 @@ class HeadedEngine(Engine):
         plan, geometry = slice_plan(self.plan, self.geometry, first, last)
         channels = self.input_channels if first == 0 else read_plan(plan)[0].words[1]
         cut = Engine(plan, geometry, channels, nn.Identity(), self.source)
-        cut.normalises = self.normalises
+        cut.normalises, cut.restores_format = self.normalises, False
         return cut
 
     def _apply(self, fn: Any, recurse: bool = True) -> Engine:

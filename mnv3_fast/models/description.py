@@ -170,7 +170,7 @@ class NetDescription:
     ``blocks`` are inverted residuals, and 1x1 convolutions where a network has some beside its ``tail``;
     ``head`` are the layers after pooling that join the plan; ``rest`` is what comes after them and stays torch's
     (in order of execution); ``pooled`` says whether the plan ends behind the pool, ``headed`` whether the network is
-    also called in two halves, which its engine then has as well.
+    also called in two halves, and ``ends`` after which stages it gives maps; its engine then does as well.
     """
 
     stem: ConvLayer | None
@@ -180,6 +180,7 @@ class NetDescription:
     head: tuple[LinearLayer, ...] = ()
     rest: tuple[nn.Module, ...] = field(default=())
     headed: bool = False
+    ends: tuple[int, ...] = ()
 
     def input_channels(self) -> int:
         """Channels of what the plan reads."""

@@ -185,31 +185,29 @@ def net_modules(model: nn.Module) -> list[nn.Module]:
     return modules
 
 
-def _read_stages(model: nn.Module) -> list[list[Layer]]:
-    """The layers of each stage; a deeper network has several 1x1 convolutions in the last one."""
+def _read_body(model: nn.Module) -> tuple[list[Layer], list[int]]:
+    """Stem and stages, and the place of the last layer of each; a deeper network ends in several 1x1 convolutions."""
     if stock_class(type(model.blocks)) is not nn.Sequential:
         raise Unsupported(f"its stages are a {type(model.blocks).__name__}, not a Sequential")
-    stages: list[list[Layer]] = []
+    layers: list[Layer] = [stem_layer(model)]
+    ends = [0]
     for stage in model.blocks:
         if type(stage) is not nn.Sequential:
             raise Unsupported("something else than a Sequential stands among the stages")
-        layers: list[Layer] = []
         for child in stage:
             layer = read_block(child) or read_conv(child)
             if layer is None:
                 raise Unsupported(f"{type(child).__name__} stands among the blocks")
             layers.append(layer)
-        stages.append(layers)
-    return stages
+        ends.append(len(layers) - 1)
+    return layers, ends
 
 
 def read_net(model: nn.Module) -> NetDescription | None:
     """MobileNetV3: conv_stem, bn1, blocks, and global_pool, conv_head, act2, classifier as far as they have kernels."""
     if not is_timm(model, "MobileNetV3"):
         return None
-    layers: list[Layer] = [stem_layer(model)]
-    for stage in _read_stages(model):
-        layers += stage
+    layers, ends = _read_body(model)
     body = chain_of(layers)
     rest = tuple(getattr(model, name) for name in _rest_of_head(model))
     head: list[LinearLayer] = []
@@ -218,7 +216,7 @@ def read_net(model: nn.Module) -> NetDescription | None:
         head.append(LinearLayer(model.conv_head, read_activation(model.act2)))
         if _is_linear(model.classifier):
             head.append(LinearLayer(model.classifier, "none"))
-    return NetDescription(body.stem, body.blocks, body.tail, pooled, tuple(head), rest, headed=True)
+    return NetDescription(body.stem, body.blocks, body.tail, pooled, tuple(head), rest, True, tuple(ends))
 
 
 def read_pyramid(model: nn.Module) -> PyramidDescription | None:
@@ -227,7 +225,5 @@ def read_pyramid(model: nn.Module) -> PyramidDescription | None:
         return None
     if model.feature_hooks is not None:
         raise Unsupported("its maps are taken by hooks inside of blocks (feature_location)")
-    stages: list[list[Layer]] = [[stem_layer(model)], *_read_stages(model)]
-    ends = [sum(len(stage) for stage in stages[: i + 1]) - 1 for i in sorted(model._stage_out_idx)]
-    layers = [layer for stage in stages for layer in stage]
-    return PyramidDescription(parts_between(layers, ends))
+    layers, ends = _read_body(model)
+    return PyramidDescription(parts_between(layers, [ends[i] for i in sorted(model._stage_out_idx)]))

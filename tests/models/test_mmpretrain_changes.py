@@ -72,6 +72,11 @@ CHANGES: dict[str, tuple[Callable[[nn.Module], Any], str, str]] = {
         "layer4",
         "HSigmoid of bias 2, divisor 6, from 0 to 1 has no kernel (clip(x * slope + 1/2, 0, 1) has)",
     ),
+    "gate's divisor": (
+        _set("layer4.se.conv2.activate", "divisor", 5),
+        "layer4",
+        "HSigmoid of bias 3, divisor 5, from 0 to 1 has no kernel (clip(x * slope + 1/2, 0, 1) has)",
+    ),
     "gate's limit": (
         _set("layer4.se.conv2.activate", "min_value", 0.5),
         "layer4",

@@ -11,7 +11,7 @@ import torch
 import mnv3_fast
 from mnv3_fast import testing
 from tests.models.common import assert_same, count_ops
-from tests.models.timm_forms import FEATURES, FORMS, SIZES, form, images, outputs
+from tests.models.timm_forms import FEATURES, FORMS, SMALL, form, images, intermediates, kinds_of_images, outputs
 
 timm = pytest.importorskip("timm")
 POOLS_OF_TORCH = tuple(f"pool {kind}" for kind in ("max", "avgmax", "catavgmax", "fastmax"))
@@ -23,12 +23,11 @@ def test_frozen_networks(which: str) -> None:
     model = form(which)
     engine = mnv3_fast.freeze(model)
     assert isinstance(engine, mnv3_fast.Engine)
-    for size in SIZES if which == "stock" else SIZES[-1:]:
-        for channels_last in (False, True):
-            x = images(model, size, channels_last)
-            ours, theirs = outputs(engine, x), outputs(model, x)
-            for name, expected in theirs.items():
-                assert_same(ours[name], expected, strides=not channels_last)
+    for size, channels_last in kinds_of_images(which):
+        x = images(model, size, channels_last)
+        ours, theirs = (outputs(network, x) | intermediates(network, x) for network in (engine, model))
+        for name, expected in theirs.items():
+            assert_same(ours[name], expected, strides=not channels_last)
     assert engine.num_classes == model.num_classes
     assert timm.data.resolve_model_data_config(engine) == timm.data.resolve_model_data_config(model)
     names = [type(module).__name__ for module in engine.rest.modules()]
@@ -62,14 +61,37 @@ def test_frozen_features(which: str) -> None:
     engine = mnv3_fast.freeze(model)
     assert isinstance(engine, mnv3_fast.EngineChain)
     assert engine.feature_info.channels() == model.feature_info.channels()
-    for size in SIZES:
-        for channels_last in (False, True):
-            x = images(model, size, channels_last)
-            for same in (engine, copy.deepcopy(engine)):
-                assert_same(same(x), model(x), strides=not channels_last)
+    for size, channels_last in kinds_of_images(which):
+        x = images(model, size, channels_last)
+        for same in (engine, copy.deepcopy(engine)):
+            assert_same(same(x), model(x), strides=not channels_last)
     counts = count_ops(lambda: engine(x))
     assert counts["mnv3_fast::run_plan"] == len(model.feature_info.out_indices)
     assert not [name for name in counts if "aten::" in name and ("conv" in name or "norm" in name)]
+
+
+@torch.no_grad()
+def test_wrong_arguments_of_intermediates() -> None:
+    engine = mnv3_fast.freeze(form("stock"))
+    x = images(form("stock"))
+    for keywords, message in (
+        ({"indices": 6}, "indices must be from 1 to 5, got 6"),
+        ({"indices": [5]}, r"indices must be from 0 to 4, got \[5\]"),
+        ({"output_fmt": "NLC"}, "output_fmt must be NCHW, got NLC"),
+        ({"stop_early": True}, "stop_early is for intermediates_only"),
+    ):
+        with pytest.raises(ValueError, match=f"forward_intermediates: {message}"):
+            engine.forward_intermediates(x, **keywords)
+
+
+@torch.no_grad()
+def test_timms_getter_of_intermediates() -> None:
+    """It wraps a network, prunes it and calls that one method."""
+    model = timm.create_model(SMALL, features_only=True, feature_cls="getter", out_indices=(0, 2, 3))
+    testing.randomize_(model, 0, 64)
+    x = testing.parity_images(2, 75, 96)
+    for convert in (mnv3_fast.accelerate, mnv3_fast.freeze):
+        assert_same(convert(model)(x), model(x))
 
 
 def test_features_by_hooks_are_refused() -> None:

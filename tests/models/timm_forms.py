@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import pytest
@@ -57,6 +58,11 @@ def form(which: str, **more: Any) -> nn.Module:
     return built(name, tuple((options | more).items()))
 
 
+def kinds_of_images(which: str) -> list[tuple[tuple[int, int], bool]]:
+    """Sizes and whether they are channels_last: all of them for one form, one for each other."""
+    return list(itertools.product(SIZES, (False, True))) if which in ("stock", "all") else [(SIZES[-1], False)]
+
+
 def images(model: nn.Module, size: tuple[int, int] = (64, 64), channels_last: bool = False) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, model.conv_stem.in_channels, *size, generator=generator)
@@ -71,4 +77,13 @@ def outputs(model: nn.Module, x: Tensor) -> dict[str, Any]:
         "forward_features": features,
         "forward_head": model.forward_head(features),
         "pre_logits": model.forward_head(features, pre_logits=True),
+    }
+
+
+def intermediates(model: nn.Module, x: Tensor) -> dict[str, Any]:
+    return {
+        "all": model.forward_intermediates(x),
+        "last two": model.forward_intermediates(x, indices=2, intermediates_only=True),
+        "early": model.forward_intermediates(x, indices=[0, 2], stop_early=True, intermediates_only=True),
+        "blocks": model.forward_intermediates(x, indices=[0, 1, -1, 3], extra_blocks=True),
     }
