@@ -35,3 +35,16 @@ def count_ops(run: Callable[[], Any]) -> dict[str, int]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()
     return {event.key: event.count for event in profile.key_averages()}
+
+
+def assert_runs_fused(*models_and_input: Any) -> None:
+    """Models (all arguments but the last, an input) in which torch computes no convolution and no linear layer."""
+    *models, x = models_and_input
+    for model in models:
+        with torch.no_grad():
+            counts = count_ops(lambda model=model: model(x))
+        torchs = [
+            name for name in counts if name.startswith("aten::") and any(w in name for w in ("conv", "mm", "linear"))
+        ]
+        assert not torchs, f"{type(model).__name__} leaves {', '.join(torchs)} to torch"
+        assert any(name.startswith("mnv3_fast::") for name in counts)
