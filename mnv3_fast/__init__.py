@@ -13,7 +13,9 @@ from mnv3_fast._library import (
 )
 from mnv3_fast._version import __version__
 from mnv3_fast.acceleration import accelerate, refresh, restore
-from mnv3_fast.engine.freeze import Engine, freeze
+from mnv3_fast.engine.chain import EngineChain
+from mnv3_fast.engine.engine import Engine
+from mnv3_fast.engine.freeze import freeze
 from mnv3_fast.explanation import explain
 from mnv3_fast.models.builders import mobilenet_v3_large, mobilenet_v3_small
 from mnv3_fast.models.variants import find_variant
@@ -21,6 +23,7 @@ from mnv3_fast.models.zoo import create_model, list_models
 
 __all__ = [
     "Engine",
+    "EngineChain",
     "MobileNet_V3_Large_Weights",
     "MobileNet_V3_Small_Weights",
     "__version__",

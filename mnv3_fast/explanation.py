@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mnv3_fast import _library, gpu
 from mnv3_fast.acceleration import share, swaps_for, unsupported_reason
-from mnv3_fast.engine.freeze import Engine
+from mnv3_fast.engine.engine import Engine
 from mnv3_fast.engine.layer_times import LayerWork, bound_of, layers_of, memory_bandwidth, time_layers
 from mnv3_fast.engine.op import OP as RUN_PLAN
 from mnv3_fast.models.description import BlockDescription, SqueezeExciteLayer, Unsupported, kind_of_conv

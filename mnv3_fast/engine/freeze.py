@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -11,124 +10,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from mnv3_fast import _library, gpu
-from mnv3_fast.engine import reference
-from mnv3_fast.engine.op import OP, check_place, dtype_of
+from mnv3_fast import gpu
+from mnv3_fast.engine import graph
+from mnv3_fast.engine.chain import EngineChain
+from mnv3_fast.engine.engine import Engine
+from mnv3_fast.engine.headed import HeadedEngine
 from mnv3_fast.engine.packing import pack_stages
 from mnv3_fast.gpu import Progress
-from mnv3_fast.models.description import NetDescription, Unsupported, describe_net
+from mnv3_fast.models.description import (
+    NetDescription,
+    PyramidDescription,
+    Unsupported,
+    describe_net,
+    describe_pyramid,
+)
 from mnv3_fast.models.torchvision import has_hooks
-from mnv3_fast.nn.conditions import observed, transform_active
 from mnv3_fast.nn.parts import computed_attributes
-from mnv3_fast.ops import registration
 from mnv3_fast.ops.network.layout import Stage
-
-
-class Engine(nn.Module):
-    """A frozen network: one ``mnv3_fast::run_plan`` a pass, then what stays torch's. Inference only.
-
-    Made by :func:`freeze`. The plan is a buffer, so the engine can be copied, pickled, saved, moved to another process
-    or CPU and exported. It keeps no tie to the model that it was made from.
-
-    Attributes:
-        plan: the packed network, uint8.
-        geometry: what the output's shape follows from.
-        rest: the modules after the plan.
-        source: the class of the frozen model.
-        normalises: whether the plan normalises images as it loads them.
-    """
-
-    plan: Tensor
-    normalises: bool = False
-
-    def __init__(self, plan: Tensor, geometry: list[int], input_channels: int, rest: nn.Module, source: str) -> None:
-        super().__init__()
-        self.register_buffer("plan", plan)
-        self.geometry = geometry
-        self.input_channels = input_channels
-        self.rest = rest
-        self.source = source
-        super().train(False)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[N, C, H, W] of the engine's dtype (or uint8 for a network that starts with its stem), any strides and sizes.
-
-        Raises:
-            TypeError, ValueError: naming what came and what is wanted.
-            RuntimeError: if grad mode is on and the input requires grad.
-        """
-        self._check(input)
-        output = self._run(input)
-        if self.geometry[0] % 2 == 1 and input.is_contiguous() and not output.is_contiguous():
-            output = output.contiguous()
-        return self.rest(output)
-
-    def _run(self, input: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or observed() or transform_active():
-            return OP(input, self.plan, self.geometry)
-        if _library.backend() == "reference":
-            return registration.run_reference(reference.run_plan, (input, self.plan, self.geometry))
-        if type(input) is not Tensor or not (input.is_cpu and _library.EXTENSION):
-            return OP(input, self.plan, self.geometry)
-        with torch._C._AutoDispatchBelowAutograd():  # past the op's guard against lost gradients: `_check` is ours
-            return OP.default(input, self.plan, [])  # the geometry is for captures
-
-    def _check(self, input: Any) -> None:
-        if not isinstance(input, Tensor):
-            raise TypeError(f"Engine: input must be a Tensor, got {type(input).__name__}")
-        if self.geometry[0] > 1:
-            check_place(self.plan, self.dtype)
-        if input.dtype is not self.dtype and input.dtype is not torch.uint8:
-            wanted, got = (str(dtype).removeprefix("torch.") for dtype in (self.dtype, input.dtype))
-            raise TypeError(f"Engine: input must be {wanted} or uint8, got {got}")
-        if input.layout is not torch.strided or input.is_nested:
-            kind = "a nested one" if input.is_nested else f"layout {input.layout}"
-            raise TypeError(f"Engine: input must be a dense (strided) tensor, got {kind}")
-        if input.dim() != 4 or input.shape[1] != self.input_channels:
-            raise ValueError(f"Engine: input must be [N, {self.input_channels}, H, W], got {list(input.shape)}")
-        if input.shape[2] < 1 or input.shape[3] < 1:
-            raise ValueError(f"Engine: input must have at least one pixel, got {list(input.shape)}")
-        if input.device != self.plan.device:
-            raise ValueError(f"Engine: input must be on {self.plan.device} as the engine is, got {input.device}")
-        if input.dtype is torch.uint8 and not (self.normalises or torch.compiler.is_compiling()):
-            words = "Engine: uint8 images are taken as numbers from 0 to 255; freeze(scale=, shift=) normalises them"
-            warnings.warn(words, stacklevel=4)
-        if input.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(
-                "Engine: an engine is for inference and the input requires grad; use mnv3_fast.accelerate"
-            )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of activations and output: that of the frozen model."""
-        return dtype_of(self.geometry)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Engine:
-        """A plan is for the device that it was made for: on another it would run without its kernels, unseen."""
-        moved = fn(self.plan)
-        if moved.device != self.plan.device:
-            raise RuntimeError(
-                f"Engine: cannot be moved from {self.plan.device} to {moved.device}; "
-                f'freeze the model there: mnv3_fast.freeze(model.to("{moved.device}"))'
-            )
-        return super()._apply(fn, recurse)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # a copy, or one from a file: its plan lies in memory of its own
-        _library.prefer_huge_pages(self.plan)
-
-    def train(self, mode: bool = True) -> Engine:
-        """An engine has no training mode; it stays in eval mode whatever a surrounding model does."""
-        return super().train(False)
-
-    def extra_repr(self) -> str:
-        kind = "map" if self.geometry[0] % 2 else "features"
-        return (
-            f"{self.source}, plan of {self.plan.numel() / 2**20:.1f} MiB, output {kind} of {self.geometry[1]} channels"
-        )
 
 
 def freeze(
@@ -142,9 +44,10 @@ def freeze(
     """Copy and pack a network's weights once and run it in one call; inference only.
 
     Args:
-        model: a MobileNetV3 of torchvision or timm (accelerated or not), its ``features``, or a model that contains
-            such networks: each of them becomes an engine in a copy of the model, the rest stays torch's. A classifier
-            of fully connected layers joins the plan. On the CPU its weights are float32; on a GPU float32, float16 or
+        model: a MobileNetV3 of torchvision or timm (accelerated or not), its ``features``, a backbone with several
+            outputs (of a detector or segmenter, or of ``create_feature_extractor``), or a model that contains such
+            networks: each of them becomes an engine in a copy of the model, the rest stays torch's. A classifier of
+            fully connected layers joins the plan. On the CPU its weights are float32; on a GPU float32, float16 or
             bfloat16, which the engine's activations and output then are as well.
         dtype: of the engine, by default the model's. On the CPU float32 only.
         scale, shift: both or neither, a value for each input channel: the engine computes x * scale + shift as it loads
@@ -153,7 +56,7 @@ def freeze(
         progress: on a GPU called with how many kernels have been compiled and how many there are.
 
     Returns:
-        An :class:`Engine`, or a copy of ``model`` with engines inside.
+        An :class:`Engine`; for several outputs an :class:`EngineChain`; or a copy of ``model`` with these inside.
 
     Raises:
         TypeError: if ``model`` is no nn.Module.
@@ -172,13 +75,12 @@ def freeze(
     normalised = _scale_and_shift(scale, shift)
     gpu.try_kernels(model)
     try:
-        return _engine_of(model, dtype, progress, *normalised)
+        return _frozen(model, dtype, progress, *normalised)
     except Unsupported as unsupported:
         reason = str(unsupported)
     if scale is not None:
         raise ValueError(f"freeze: scale and shift are for a whole network that starts with its stem: {reason}")
-    computed = computed_attributes(model)
-    copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+    copied = _copied(model)
     reasons: list[str] = []
     if not _freeze_children(copied, dtype, progress, reasons):
         known = [] if "no known" in reason and reasons else [reason]
@@ -186,6 +88,11 @@ def freeze(
             f"freeze: nothing in {type(model).__name__} can be frozen: {'; '.join([*known, *reasons][:3])}"
         )
     return copied
+
+
+def _copied(model: nn.Module) -> Any:
+    computed = computed_attributes(model)
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def _freeze_children(
@@ -196,7 +103,7 @@ def _freeze_children(
         if child is None:
             continue
         try:
-            module._modules[name] = _engine_of(child, dtype, progress)
+            module._modules[name] = _frozen(child, dtype, progress)
             found = True
         except Unsupported as unsupported:
             if "no known" not in str(unsupported):
@@ -223,15 +130,58 @@ def _scale_and_shift(scale: Any, shift: Any) -> tuple[Tensor | None, Tensor | No
     return found[0], found[1]
 
 
-def _engine_of(
+def _frozen(
     model: nn.Module,
     dtype: torch.dtype | None,
     progress: Progress | None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
-) -> Engine:
-    description = describe_net(model)
+) -> nn.Module:
+    """The engine of a network, the chain of engines of a backbone, or a traced graph with one; raises Unsupported."""
+    name = type(model).__name__
+    if isinstance(model, GraphModule):
+        pyramid, place = graph.read_graph(model)
+        _check_frozen(model, pyramid)
+        parts = _parts(pyramid, name, dtype, progress, scale, shift)
+        return graph.with_chain(_copied(model), place, EngineChain(parts, (), None, list, name))
+    try:
+        description: NetDescription | PyramidDescription = describe_net(model)
+    except Unsupported as unsupported:
+        if "no known" not in str(unsupported):
+            raise
+        description = describe_pyramid(model)
     _check_frozen(model, description)
+    if isinstance(description, NetDescription):
+        return _engine_of(description, name, dtype, progress, scale, shift)
+    parts = _parts(description, name, dtype, progress, scale, shift)
+    extra = [_copied(module).eval() for module in description.extra]
+    found = EngineChain(parts, extra, description.names, description.container, name)
+    for attribute, value in description.attributes.items():
+        setattr(found, attribute, copy.deepcopy(value))
+    return found
+
+
+def _parts(
+    pyramid: PyramidDescription,
+    name: str,
+    dtype: torch.dtype | None,
+    progress: Progress | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> list[Engine]:
+    first, *others = pyramid.parts
+    found = [_engine_of(first, name, dtype, progress, scale, shift)]
+    return found + [_engine_of(part, name, dtype, progress) for part in others]
+
+
+def _engine_of(
+    description: NetDescription,
+    name: str,
+    dtype: torch.dtype | None,
+    progress: Progress | None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Engine:
     if scale is not None and shift is not None:
         if description.stem is None:
             raise Unsupported("it does not start with a stem")
@@ -244,7 +194,8 @@ def _engine_of(
     plan = plan.to(weight.device)
     geometry[0] += 2 * gpu.DTYPES.index(dtype or weight.dtype)
     rest = [copy.deepcopy(module) for module in description.rest]
-    engine = Engine(plan, geometry, description.input_channels(), _sequence(rest), type(model).__name__)
+    kind = HeadedEngine if description.headed else Engine
+    engine = kind(plan, geometry, description.input_channels(), _sequence(rest), name)
     engine.normalises = scale is not None
     if plan.is_cuda and gpu.missing_reason() is None:
         _prepare(engine, progress)
@@ -268,7 +219,7 @@ def _prepare(engine: Engine, progress: Progress | None) -> None:
         executor.precompile([(images, channels, 224, 224) for images in (1, 32)], progress)
 
 
-def _check_frozen(model: nn.Module, description: NetDescription) -> None:
+def _check_frozen(model: nn.Module, description: NetDescription | PyramidDescription) -> None:
     """What a plan would lose silently must be refused."""
     outside = {id(inner) for module in description.rest for inner in module.modules()}
     for name, module in model.named_modules():

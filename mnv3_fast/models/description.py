@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -159,21 +160,26 @@ class LinearLayer:
 class NetDescription:
     """A network as far as one plan can run it.
 
+    ``blocks`` are inverted residuals, and 1x1 convolutions where a network has some beside its ``tail``;
     ``head`` are the layers after pooling that join the plan; ``rest`` is what comes after them and stays torch's
-    (in order of execution); ``pooled`` says whether the plan ends behind the pool.
+    (in order of execution); ``pooled`` says whether the plan ends behind the pool, ``headed`` whether the network is
+    also called in two halves, which its engine then has as well.
     """
 
     stem: ConvLayer | None
-    blocks: tuple[BlockDescription, ...]
+    blocks: tuple[BlockDescription | ConvLayer, ...]
     tail: ConvLayer | None
     pooled: bool
     head: tuple[LinearLayer, ...] = ()
     rest: tuple[nn.Module, ...] = field(default=())
+    headed: bool = False
 
     def input_channels(self) -> int:
         """Channels of what the plan reads."""
-        first = self.stem or (self.blocks[0].expand or self.blocks[0].depthwise if self.blocks else self.tail)
+        first = self.stem or (self.blocks[0] if self.blocks else self.tail)
         assert first is not None, "a description of nothing"
+        if isinstance(first, BlockDescription):
+            first = first.expand or first.depthwise
         return first.conv.in_channels
 
     def stages(self) -> list[Stage]:
@@ -189,6 +195,31 @@ class NetDescription:
     def flatten(self) -> tuple[list[Tensor], list[int], list[float]]:
         """tensors, spec and constants of ``mnv3_fast::network`` (ops/network/layout.py)."""
         return join(self.stages())
+
+
+@dataclass(frozen=True)
+class PyramidDescription:
+    """A network that gives several outputs: what lies between two of them is one plan.
+
+    ``extra`` are modules after the last part that stay torch's and give one output each. ``names`` are those of all
+    outputs, for a dictionary; without names they come in a ``container``, a list or a tuple. ``attributes`` are what
+    the network tells of its outputs.
+    """
+
+    parts: tuple[NetDescription, ...]
+    extra: tuple[nn.Module, ...] = ()
+    names: tuple[str, ...] | None = None
+    container: type = list
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rest(self) -> tuple[nn.Module, ...]:
+        """What stays torch's."""
+        return self.extra
+
+    def stages(self) -> list[Stage]:
+        """The stages of all parts."""
+        return [stage for part in self.parts for stage in part.stages()]
 
 
 def read_activation(module: nn.Module | None) -> str:
@@ -231,6 +262,17 @@ def describe_net(model: nn.Module) -> NetDescription:
         if description is not None:
             return description
     raise Unsupported(f"{type(model).__module__}.{type(model).__qualname__} is no known MobileNetV3")
+
+
+def describe_pyramid(model: nn.Module) -> PyramidDescription:
+    """Read a network that gives several maps: the backbone of a detector or segmenter; raises Unsupported."""
+    from mnv3_fast.models import timm, torchvision
+
+    for reader in (torchvision.read_pyramid, timm.read_pyramid):
+        description = reader(model)
+        if description is not None:
+            return description
+    raise Unsupported(f"{type(model).__module__}.{type(model).__qualname__} is no known backbone of MobileNetV3")
 
 
 def kind_of_conv(layer: ConvLayer) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from mnv3_fast.models.chain import Layer, chain_of, parts_between
 from mnv3_fast.models.checks import (
     Unsupported,
     check_conv,
+    check_norm,
     check_residual,
     is_dense_linear,
     is_global_average,
@@ -16,6 +18,7 @@ from mnv3_fast.models.description import (
     ConvLayer,
     LinearLayer,
     NetDescription,
+    PyramidDescription,
     SqueezeExciteLayer,
     read_activation,
     read_gate,
@@ -45,8 +48,11 @@ def _check_plain(module: nn.Module) -> None:
         raise Unsupported("anti-aliasing between the convolutions has no kernel")
     if getattr(module, "conv_s2d", None) is not None:
         raise Unsupported("space-to-depth in front of a block has no kernel")
-    if type(module.drop_path) is not nn.Identity and module.drop_path.training:
-        raise Unsupported("drop_path is in training mode")
+    if type(module.drop_path) is not nn.Identity:
+        if not is_timm(module.drop_path, "DropPath"):
+            raise Unsupported(f"drop_path is a {type(module.drop_path).__name__}, expected timm's DropPath")
+        if module.drop_path.training:
+            raise Unsupported("drop_path is in training mode")
 
 
 def _read_squeeze_excite(module: nn.Module) -> SqueezeExciteLayer | None:
@@ -109,10 +115,20 @@ def conv_layer(module: nn.Module) -> ConvLayer:
 
 
 def stem_layer(model: nn.Module) -> ConvLayer:
-    """conv_stem, bn1: no module of their own."""
-    stem = _read_layer(model.conv_stem, model.bn1)
+    """conv_stem and bn1, of MobileNetV3Features also act1: no module of their own."""
+    if is_timm(model, "MobileNetV3Features"):
+        check_norm(model.bn1)
+        stem = ConvLayer(model.conv_stem, model.bn1, read_activation(model.act1))
+    else:
+        stem = _read_layer(model.conv_stem, model.bn1)
     check_conv(stem.conv, "stem")
     return stem
+
+
+def stem_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that :func:`stem_layer` describes."""
+    names = ("conv_stem", "bn1", "act1") if is_timm(model, "MobileNetV3Features") else ("conv_stem", "bn1")
+    return [inside for name in names for inside in getattr(model, name).modules()]
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -120,44 +136,97 @@ def _is_linear(module: nn.Module) -> bool:
     return (type(module) is nn.Linear or is_timm(module, "Linear")) and is_dense_linear(module)
 
 
+def _is_average(pool: nn.Module) -> bool:
+    """SelectAdaptivePool2d that takes the mean over the map, as "avg" or "fast"."""
+    if not is_timm(pool, "SelectAdaptivePool2d") or type(pool.flatten) is not nn.Identity:
+        return False
+    inner = pool.pool
+    if is_timm(inner, "FastAdaptiveAvgPool"):
+        return inner.flatten is False and inner.dim == (2, 3)
+    return is_global_average(inner)
+
+
+HEAD = ("global_pool", "conv_head", "norm_head", "act2", "flatten", "classifier")
+"""What runs after the stages, in this order; a dropout before the classifier is for training."""
+
+
+def _head_reason(model: nn.Module) -> str | None:
+    """Why pool and conv_head cannot join a plan; None if they can."""
+    if not _is_average(model.global_pool):
+        return f"global_pool {model.global_pool} has no kernel (average pooling to one pixel has)"
+    if type(model.flatten) is not nn.Flatten or (model.flatten.start_dim, model.flatten.end_dim) != (1, -1):
+        return f"flatten is {model.flatten}, expected Flatten(1)"
+    if type(model.norm_head) is not nn.Identity:
+        return f"norm_head {type(model.norm_head).__name__} has no kernel"
+    try:
+        check_conv(model.conv_head, "pointwise")
+        read_activation(model.act2)
+    except Unsupported as unsupported:
+        return str(unsupported)
+    return None
+
+
+def _rest_of_head(model: nn.Module) -> tuple[str, ...]:
+    """The names of the head's modules that stay torch's behind a plan."""
+    if _head_reason(model) is not None:
+        return HEAD
+    joins = _is_linear(model.classifier) or type(model.classifier) is nn.Identity
+    return () if joins else ("classifier",)
+
+
 def net_modules(model: nn.Module) -> list[nn.Module]:
     """The modules that :func:`read_net` describes, with the containers that hold them."""
+    outside = _rest_of_head(model)
     modules: list[nn.Module] = []
     for name, child in model.named_children():
-        if name != "classifier" or _is_linear(child) or type(child) is nn.Identity:
+        if name not in outside:
             modules += list(child.modules())
     return modules
 
 
+def _read_stages(model: nn.Module) -> list[list[Layer]]:
+    """The layers of each stage; a deeper network has several 1x1 convolutions in the last one."""
+    if stock_class(type(model.blocks)) is not nn.Sequential:
+        raise Unsupported(f"its stages are a {type(model.blocks).__name__}, not a Sequential")
+    stages: list[list[Layer]] = []
+    for stage in model.blocks:
+        if type(stage) is not nn.Sequential:
+            raise Unsupported("something else than a Sequential stands among the stages")
+        layers: list[Layer] = []
+        for child in stage:
+            layer = read_block(child) or read_conv(child)
+            if layer is None:
+                raise Unsupported(f"{type(child).__name__} stands among the blocks")
+            layers.append(layer)
+        stages.append(layers)
+    return stages
+
+
 def read_net(model: nn.Module) -> NetDescription | None:
-    """MobileNetV3 with average pooling: conv_stem, bn1, blocks, global_pool, conv_head, act2, classifier."""
+    """MobileNetV3: conv_stem, bn1, blocks, and global_pool, conv_head, act2, classifier as far as they have kernels."""
     if not is_timm(model, "MobileNetV3"):
         return None
-    stem = stem_layer(model)
-    stages = list(model.blocks)
-    if any(type(stage) is not nn.Sequential for stage in stages):
-        raise Unsupported("something else than a Sequential stands among the stages")
-    children = [child for stage in stages for child in stage]
-    tail = read_conv(children[-1])
-    blocks = []
-    for child in children[:-1] if tail else children:
-        block = read_block(child)
-        if block is None:
-            raise Unsupported(f"{type(child).__name__} stands among the blocks")
-        blocks.append(block)
-    pool = model.global_pool
-    plain = getattr(pool, "pool_type", None) == "avg" and is_global_average(getattr(pool, "pool", None))
-    if not plain or type(getattr(pool, "flatten", None)) is not nn.Identity:
-        raise Unsupported(f"global_pool {pool} has no kernel (average pooling to one pixel has)")
-    if type(model.flatten) is not nn.Flatten or (model.flatten.start_dim, model.flatten.end_dim) != (1, -1):
-        raise Unsupported(f"flatten is {model.flatten}, expected Flatten(1)")
-    if type(model.norm_head) is not nn.Identity:
-        raise Unsupported(f"norm_head {type(model.norm_head).__name__} has no kernel")
-    check_conv(model.conv_head, "pointwise")
-    head = [LinearLayer(model.conv_head, read_activation(model.act2))]
-    rest: tuple[nn.Module, ...] = ()
-    if _is_linear(model.classifier):
-        head.append(LinearLayer(model.classifier, "none"))
-    elif type(model.classifier) is not nn.Identity:
-        rest = (model.classifier,)
-    return NetDescription(stem, tuple(blocks), tail, True, tuple(head), rest)
+    layers: list[Layer] = [stem_layer(model)]
+    for stage in _read_stages(model):
+        layers += stage
+    body = chain_of(layers)
+    rest = tuple(getattr(model, name) for name in _rest_of_head(model))
+    head: list[LinearLayer] = []
+    pooled = _head_reason(model) is None
+    if pooled:
+        head.append(LinearLayer(model.conv_head, read_activation(model.act2)))
+        if _is_linear(model.classifier):
+            head.append(LinearLayer(model.classifier, "none"))
+    return NetDescription(body.stem, body.blocks, body.tail, pooled, tuple(head), rest, headed=True)
+
+
+def read_pyramid(model: nn.Module) -> PyramidDescription | None:
+    """MobileNetV3Features: the outputs of the stem (0) and of stages (from 1 on)."""
+    if not is_timm(model, "MobileNetV3Features"):
+        return None
+    if model.feature_hooks is not None:
+        raise Unsupported("its maps are taken by hooks inside of blocks (feature_location)")
+    stages: list[list[Layer]] = [[stem_layer(model)], *_read_stages(model)]
+    ends = [sum(len(stage) for stage in stages[: i + 1]) - 1 for i in sorted(model._stage_out_idx)]
+    layers = [layer for stage in stages for layer in stage]
+    return PyramidDescription(parts_between(layers, ends), attributes={"feature_info": model.feature_info})

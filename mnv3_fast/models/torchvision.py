@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from torch import nn
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.detection.ssdlite import SSDLiteFeatureExtractorMobileNet
 from torchvision.models.mobilenetv3 import InvertedResidual, MobileNetV3
 from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
@@ -19,6 +24,7 @@ from mnv3_fast.models.description import (
     ConvLayer,
     LinearLayer,
     NetDescription,
+    PyramidDescription,
     SqueezeExciteLayer,
     kind_of_conv,
     read_activation,
@@ -74,10 +80,15 @@ def block_layers(module: InvertedResidual) -> BlockDescription:
     """``block`` is [expand?, depthwise, squeeze-excite?, project]."""
     if stock_class(type(module.block)) is not nn.Sequential:
         raise Unsupported(f"InvertedResidual.block is a {type(module.block).__name__}, not an nn.Sequential")
+    return block_of_parts(module.block, bool(module.use_res_connect))
+
+
+def block_of_parts(parts: nn.Sequential, residual: bool) -> BlockDescription:
+    """[expand?, depthwise, squeeze-excite?, project]."""
     convs: list[ConvLayer] = []
     squeeze_excite = None
-    last = len(module.block) - 1
-    for position, child in enumerate(module.block):
+    last = len(parts) - 1
+    for position, child in enumerate(parts):
         if position == last - 1:
             squeeze_excite = read_squeeze_excite(child)
             if squeeze_excite is not None:
@@ -93,9 +104,7 @@ def block_layers(module: InvertedResidual) -> BlockDescription:
         check_conv(expand.conv, "pointwise")
     check_conv(convs[-2].conv, "depthwise")
     check_conv(convs[-1].conv, "pointwise")
-    return BlockDescription(
-        expand, convs[-2], squeeze_excite, convs[-1], check_residual(convs[-2], bool(module.use_res_connect))
-    )
+    return BlockDescription(expand, convs[-2], squeeze_excite, convs[-1], check_residual(convs[-2], residual))
 
 
 def read_head(classifier: nn.Module) -> tuple[tuple[LinearLayer, ...], tuple[nn.Module, ...]]:
@@ -126,9 +135,14 @@ def read_features(features: nn.Module) -> NetDescription | None:
     """A Sequential [stem?, blocks..., tail?]: ``MobileNetV3.features`` or a slice of it."""
     if stock_class(type(features)) is not nn.Sequential:
         return None
+    found = read_children(list(features))
+    return found if found is not None and found.blocks else None
+
+
+def read_children(children: Sequence[nn.Module]) -> NetDescription | None:
+    """[stem?, blocks..., tail?], as they follow each other; None if one of them is something else."""
     stem = tail = None
     blocks: list[BlockDescription] = []
-    children = list(features)
     for i, child in enumerate(children):
         block = read_block(child)
         if block is not None:
@@ -144,7 +158,7 @@ def read_features(features: nn.Module) -> NetDescription | None:
             tail = layer
         else:
             raise Unsupported(f"a {kind} convolution stands at position {i} of the features")
-    return NetDescription(stem, tuple(blocks), tail, pooled=False) if blocks else None
+    return NetDescription(stem, tuple(blocks), tail, pooled=False) if stem or blocks or tail else None
 
 
 def read_net(model: nn.Module) -> NetDescription | None:
@@ -158,6 +172,47 @@ def read_net(model: nn.Module) -> NetDescription | None:
         raise Unsupported(f"MobileNetV3.avgpool is {model.avgpool}, expected AdaptiveAvgPool2d(1)")
     head, rest = read_head(_classifier_of(model))
     return NetDescription(body.stem, body.blocks, body.tail, True, head, rest)
+
+
+def read_pyramid(model: nn.Module) -> PyramidDescription | None:
+    """IntermediateLayerGetter (segmenters, Faster R-CNN) and SSDLite's feature extractor."""
+    if stock_class(type(model)) is IntermediateLayerGetter:
+        return _read_getter(model)
+    return _read_ssdlite(model) if type(model) is SSDLiteFeatureExtractorMobileNet else None
+
+
+def _read_getter(getter: IntermediateLayerGetter) -> PyramidDescription:
+    parts: list[NetDescription] = []
+    names: list[str] = []
+    children: list[nn.Module] = []
+    for name, child in getter.items():
+        children.append(child)
+        if name in getter.return_layers:
+            parts.append(_read_part(children))
+            names.append(getter.return_layers[name])
+            children = []
+    if not parts or children:
+        raise Unsupported("IntermediateLayerGetter has layers behind its last output")
+    return PyramidDescription(tuple(parts), names=tuple(names))
+
+
+def _read_ssdlite(extractor: SSDLiteFeatureExtractorMobileNet) -> PyramidDescription:
+    """Its first output lies inside of a block, between expansion and depthwise convolution."""
+    if len(extractor.features) != 2 or not isinstance(extractor.features[1][0], nn.Sequential):
+        raise Unsupported("SSDLite's features are not two parts that divide a block")
+    front, (divided, *children) = extractor.features[0], extractor.features[1]
+    back = _read_part(children)
+    back = replace(back, blocks=(block_of_parts(divided, residual=False), *back.blocks))
+    names = tuple(str(i) for i in range(2 + len(extractor.extra)))
+    return PyramidDescription((_read_part(list(front)), back), tuple(extractor.extra), names)
+
+
+def _read_part(children: Sequence[nn.Module]) -> NetDescription:
+    part = read_children(children)
+    if part is None:
+        names = ", ".join(type(child).__name__ for child in children)
+        raise Unsupported(f"{names} is no known chain of a MobileNetV3's layers")
+    return part
 
 
 def _classifier_of(model: nn.Module) -> nn.Module:

@@ -32,6 +32,8 @@ ATTRIBUTES = (
     "start_dim",
     "end_dim",
     "pool_type",
+    "flatten",
+    "dim",
     "use_res_connect",
     "has_skip",
 )

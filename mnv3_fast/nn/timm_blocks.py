@@ -49,11 +49,25 @@ class ConvBnAct(FusedConv, blocks.ConvBnAct):
         return super().forward(x)
 
 
-class MobileNetV3(FusedNet, FusedStem, StandIn, mobilenetv3.MobileNetV3):
+METHODS = ("forward_features", "forward_head")
+"""What timm's forward calls; as attributes of one object they are somebody's own."""
+
+
+class TimmStem(FusedStem):
+    """Mixin for timm's networks, whose stem is a convolution and a norm of their own."""
+
+    def _reader(self) -> ConvLayer:
+        return timm.stem_layer(self)
+
+    def _stem_modules(self) -> list[nn.Module]:
+        return timm.stem_modules(self)
+
+
+class MobileNetV3(FusedNet, TimmStem, StandIn, mobilenetv3.MobileNetV3):
     """timm's network in one op, or its stem, which has no module of its own; maps in the format of the input."""
 
     def _net_reader(self) -> NetDescription:
-        for name in ("forward_features", "forward_head"):
+        for name in METHODS:
             if name in self.__dict__:  # looked at in each call of forward, too
                 raise Unsupported(f"it has a {name} of its own")
         description = timm.read_net(self)
@@ -64,17 +78,11 @@ class MobileNetV3(FusedNet, FusedStem, StandIn, mobilenetv3.MobileNetV3):
     def _net_modules(self) -> list[nn.Module]:
         return timm.net_modules(self)
 
-    def _reader(self) -> ConvLayer:
-        return timm.stem_layer(self)
-
-    def _stem_modules(self) -> list[nn.Module]:
-        return [*self.conv_stem.modules(), *self.bn1.modules()]
-
     def forward(self, x: Tensor) -> Tensor:
         """As timm's."""
-        own = "forward_features" in self.__dict__ or "forward_head" in self.__dict__
+        own = any(name in self.__dict__ for name in METHODS)
         output = None if own else self._fused_net(x)
-        return super().forward(x) if output is None else output
+        return super().forward(x) if output is None else like_input(output, x)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """As timm's."""
@@ -87,13 +95,61 @@ class MobileNetV3(FusedNet, FusedStem, StandIn, mobilenetv3.MobileNetV3):
             output = self.blocks(stem)
         return like_input(output, x)
 
+    def forward_intermediates(self, x: Tensor, *args: Any, **keywords: Any) -> Any:
+        """As timm's, of whichever version."""
+        stem = self._fused_stem(x)
+        if stem is None:
+            output = super().forward_intermediates(x, *args, **keywords)
+        else:
+            output = _behind_stem(self, stem).forward_intermediates(x, *args, **keywords)
+        if isinstance(output, list):
+            return [like_input(feature, x) for feature in output]
+        last, features = output
+        return like_input(last, x), [like_input(feature, x) for feature in features]
 
-class MobileNetV3Features(StandIn, mobilenetv3.MobileNetV3Features):
+
+class MobileNetV3Features(TimmStem, StandIn, mobilenetv3.MobileNetV3Features):
     """timm's feature pyramid; its maps have the format of the input."""
 
     def forward(self, x: Tensor) -> Any:
         """As timm's."""
-        return [like_input(feature, x) for feature in super().forward(x)]
+        stem = self._fused_stem(x)
+        if stem is None:
+            features = super().forward(x)
+        elif self.feature_hooks is None:
+            features = self._maps(stem)
+        else:
+            self.blocks(stem)
+            features = self.feature_hooks.get_output(x.device).values()
+        return [like_input(feature, x) for feature in features]
+
+    def _maps(self, stem: Tensor) -> list[Tensor]:
+        wanted, x = self._stage_out_idx, stem
+        maps = [stem] if 0 in wanted else []
+        for i, stage in enumerate(self.blocks):
+            x = checkpoint_seq((stage,), x) if self.grad_checkpointing else stage(x)
+            if i + 1 in wanted:
+                maps.append(x)
+        return maps
+
+
+class _Done(nn.Module):
+    """What has been computed already."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output
+
+
+def _behind_stem(network: MobileNetV3, stem: Tensor) -> mobilenetv3.MobileNetV3:
+    """timm's own network, of the same modules, whose stem gives what has been computed."""
+    original = mobilenetv3.MobileNetV3.__new__(mobilenetv3.MobileNetV3)
+    original.__dict__.update(network.__dict__)
+    original._modules = network._modules | {"conv_stem": _Done(stem), "bn1": nn.Identity()}
+    return original
 
 
 SWAPS: dict[type, type[Fused]] = {

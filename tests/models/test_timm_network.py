@@ -50,7 +50,7 @@ def _stem_weight(model: nn.Module) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("change", "stays_whole"),
-    [(_own_head, False), (_hook, False), (_other_flatten, False), (_timm_classifier, True), (_stem_weight, True)],
+    [(_own_head, False), (_hook, False), (_other_flatten, True), (_timm_classifier, True), (_stem_weight, True)],
 )
 def test_timms_network_is_one_plan_too(
     timm_network: nn.Module, change: Callable[[nn.Module], None], stays_whole: bool

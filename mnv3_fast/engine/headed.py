@@ -1,0 +1,71 @@
+"""HeadedEngine: an engine of a network that is also called in two halves, features and head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from mnv3_fast.engine.engine import Engine
+from mnv3_fast.engine.kinds import LINEAR, POOL
+from mnv3_fast.engine.plan import read_plan
+from mnv3_fast.engine.slicing import slice_plan
+
+
+class HeadedEngine(Engine):
+    """An :class:`Engine` with timm's ``forward_features`` and ``forward_head``.
+
+    A call of the whole is one plan. A half is cut out of it when it is first called, which copies its weights.
+    """
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """[N, C, H, W], as the engine takes it -> the map before the pool, in the memory format of the input.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as :meth:`Engine.forward`.
+        """
+        pool = self._pool()
+        return self.run(x) if pool is None else self._half(0, pool)(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The map of :meth:`forward_features` -> logits [N, K], or with ``pre_logits`` the features before them.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as :meth:`Engine.forward`.
+        """
+        pool = self._pool()
+        if pool is None:
+            modules = list(self.rest)
+            for module in modules[:-1] if pre_logits else modules:
+                x = module(x)
+            return x
+        linear = [node.kind for node in read_plan(self.plan)].count(LINEAR)
+        last = pool + 2 if pre_logits else pool + 1 + linear
+        features = self._half(pool + 1, last)(nn.functional.adaptive_avg_pool2d(x, 1)).flatten(1)
+        return features if pre_logits else self.rest(features)
+
+    def _pool(self) -> int | None:
+        """The place of the pool in the plan; None if the head is torch's."""
+        kinds = [node.kind for node in read_plan(self.plan)]
+        return kinds.index(POOL) if POOL in kinds else None
+
+    def _half(self, first: int, last: int) -> Engine:
+        halves = self.__dict__.setdefault("_halves", {})
+        if (first, last) not in halves:
+            plan, geometry = slice_plan(self.plan, self.geometry, first, last)
+            channels = self.input_channels if first == 0 else read_plan(plan)[0].words[1]
+            half = Engine(plan, geometry, channels, nn.Identity(), self.source)
+            half.normalises = self.normalises
+            halves[first, last] = half
+        return halves[first, last]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Engine:
+        self.__dict__.pop("_halves", None)
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
+        self.__dict__.pop("_halves", None)
+        super()._load_from_state_dict(*args, **keywords)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_halves"}
