@@ -78,19 +78,21 @@ PackedConv ConvArguments::fold(Carver& carver, Packing packing) const {
   return {folded_weight, folded_bias};
 }
 
-Window window_arguments(const char* op, const Arguments& args, std::size_t first, const Tensor& weight) {
+Window window_arguments(const char* op, const Arguments& args, std::size_t first, const Tensor& input,
+                        const Tensor& weight) {
   const Window w = {weight.size(2),          weight.size(3),          args.integer(first),     args.integer(first + 1),
                     args.integer(first + 2), args.integer(first + 3), args.integer(first + 4), args.integer(first + 5),
                     args.integer(first + 6), args.integer(first + 7)};
   constexpr int64_t kMost = 1 << 20;
   const int64_t least_one[] = {w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w};
-  const int64_t least_zero[] = {w.pad_left, w.pad_right, w.pad_top, w.pad_bottom};
+  const int64_t pads[] = {w.pad_left, w.pad_right, w.pad_top, w.pad_bottom};
+  const bool same = std::count(pads, pads + 4, kSame) == 4;
   for (const int64_t v : least_one)
     if (v < 1 || v > kMost) fail(op, "kernel size, stride and dilation must be at least 1");
-  for (const int64_t v : least_zero)
-    if (v < 0 || v > kMost) fail(op, "padding must not be negative");
+  for (const int64_t v : pads)
+    if ((v < 0 && !same) || v > kMost) fail(op, "padding must not be negative");
   if (w.kernel_h > kMostKernelRows) fail(op, "the kernel is too high");
-  return w;
+  return w.for_input(input.size(2), input.size(3));
 }
 
 int activation_argument(const char* op, int64_t value) {

@@ -36,9 +36,10 @@ class ConvArguments {
   double eps_;
 };
 
-// Ten or more integers from `first` on, in the order of the schemas: stride_h, stride_w, pad left, right, top, bottom,
-// dilation_h, dilation_w.
-Window window_arguments(const char* op, const Arguments& args, std::size_t first, const Tensor& weight);
+// Eight integers from `first` on, in the order of the schemas: stride_h, stride_w, pad left, right, top, bottom (or all
+// four kSame), dilation_h, dilation_w. With the padding that the input gets.
+Window window_arguments(const char* op, const Arguments& args, std::size_t first, const Tensor& input,
+                        const Tensor& weight);
 int activation_argument(const char* op, int64_t value);
 
 // Runs `use(carver)` twice: to measure the memory it takes, then with memory of the calling thread's arena.

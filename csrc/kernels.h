@@ -28,9 +28,20 @@ constexpr int64_t pointwise_floats(int64_t inputs, int64_t outputs) {
 constexpr int64_t kMostKernelRows = 64;
 constexpr int64_t kMostStemRows = 256;
 
+// In all four paddings of a window: TensorFlow's SAME, which follows the size of the input.
+constexpr int64_t kSame = -1;
+
 // Stride, padding and dilation of a spatial convolution.
 struct Window {
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_left, pad_right, pad_top, pad_bottom, dilation_h, dilation_w;
+  // With the padding that an input of a size gets: what the kernels and the functions below are for.
+  Window for_input(int64_t height, int64_t width) const {
+    Window w = *this;
+    if (pad_left != kSame) return w;
+    pad_same(height, kernel_h, stride_h, dilation_h, w.pad_top, w.pad_bottom);
+    pad_same(width, kernel_w, stride_w, dilation_w, w.pad_left, w.pad_right);
+    return w;
+  }
   int64_t output_h(int64_t h) const { return size(h + pad_top + pad_bottom, kernel_h, stride_h, dilation_h); }
   int64_t output_w(int64_t w) const { return size(w + pad_left + pad_right, kernel_w, stride_w, dilation_w); }
   // Input rows that one output row reads, and pixels that a row of `width` output pixels reads.
@@ -38,6 +49,12 @@ struct Window {
   int64_t pixels(int64_t width) const { return (width - 1) * stride_w + (kernel_w - 1) * dilation_w + 1; }
 
  private:
+  // As much as ceil(n / stride) outputs read, the odd zero behind.
+  static void pad_same(int64_t n, int64_t kernel, int64_t stride, int64_t dilation, int64_t& before, int64_t& after) {
+    const int64_t total = ((n + stride - 1) / stride - 1) * stride + (kernel - 1) * dilation + 1 - n;
+    before = total > 0 ? total / 2 : 0;
+    after = total > 0 ? total - before : 0;
+  }
   static int64_t size(int64_t padded, int64_t kernel, int64_t stride, int64_t dilation) {
     const int64_t span = padded - (kernel - 1) * dilation - 1;
     return span < 0 ? 0 : span / stride + 1;

@@ -20,7 +20,7 @@ from mnv3_fast.models.description import BlockDescription, SqueezeExciteLayer, U
 from mnv3_fast.nn.base import Fused
 from mnv3_fast.nn.conditions import environment_reason
 from mnv3_fast.nn.networks import FusedEnd, FusedNet, FusedStem
-from mnv3_fast.ops.elements import output_size
+from mnv3_fast.ops.elements import convolved_size
 from mnv3_fast.ops.network.layout import measure
 
 CALLS = 25  # of each module, for its time
@@ -250,10 +250,7 @@ def _macs(description: Any, shape: torch.Size) -> int:
         return shape[0] * (description.fc1.weight.numel() + description.fc2.weight.numel())
     if isinstance(description, BlockDescription) or kind_of_conv(description) != "depthwise":
         return measure(shape, [description.stage()])[1]
-    kernel_h, kernel_w = description.conv.kernel_size
-    stride_h, stride_w, left, right, top, bottom, dilation_h, dilation_w = description.window()
-    out_h = output_size(shape[2], kernel_h, stride_h, top + bottom, dilation_h)
-    out_w = output_size(shape[3], kernel_w, stride_w, left + right, dilation_w)
+    out_h, out_w = convolved_size(shape[2:], description.conv.kernel_size, description.window())
     return shape[0] * description.weights() * out_h * out_w
 
 

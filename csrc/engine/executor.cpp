@@ -11,12 +11,15 @@
 namespace mnv3_fast {
 namespace {
 
+Shape convolved(const Window& window, Shape in, int64_t channels) {
+  const Window w = window.for_input(in.height, in.width);
+  return {w.output_h(in.height), w.output_w(in.width), channels};
+}
+
 Shape output_shape(const Node& node, Shape in) {
   switch (node.kind) {
-    case kStemNode:
-      return {node.stem.window.output_h(in.height), node.stem.window.output_w(in.width), node.stem.outputs};
-    case kBlockNode:
-      return {node.block.window.output_h(in.height), node.block.window.output_w(in.width), node.block.outputs};
+    case kStemNode: return convolved(node.stem.window, in, node.stem.outputs);
+    case kBlockNode: return convolved(node.block.window, in, node.block.outputs);
     case kPoolNode: return {1, 1, in.channels};
     default: return {in.height, in.width, node.linear.outputs};
   }

@@ -13,7 +13,7 @@ Block block_of(const BlockNode& b, Shape in, Shape out, const float* input, floa
           b.outputs,
           out.height,
           out.width,
-          b.window,
+          b.window.for_input(in.height, in.width),
           b.expand_weight,
           b.expand_bias,
           b.depthwise_weight,
@@ -200,6 +200,7 @@ void run_stem(const StemNode& node, const Batch& batch, int64_t image, Shape out
   const int64_t offset = image * batch.image_stride;
   const void* data = batch.bytes ? static_cast<const void*>(static_cast<const uint8_t*>(batch.data) + offset)
                                  : static_cast<const void*>(static_cast<const float*>(batch.data) + offset);
+  const Window window = node.window.for_input(batch.height, batch.width);
   team.split(out.height, 1, [&](int64_t begin, int64_t end) {
     kernels().stem_strip({data,
                           batch.bytes,
@@ -212,7 +213,7 @@ void run_stem(const StemNode& node, const Batch& batch, int64_t image, Shape out
                           node.outputs,
                           node.scale,
                           node.shift,
-                          node.window,
+                          window,
                           node.weight,
                           node.bias,
                           node.activation,

@@ -58,7 +58,9 @@ class Words {
     w.stride_h = between(i + 2, 1, kMostTaps, "a stride");
     w.stride_w = between(i + 3, 1, kMostTaps, "a stride");
     int64_t* pads[] = {&w.pad_left, &w.pad_right, &w.pad_top, &w.pad_bottom};
-    for (int64_t p = 0; p < 4; p++) *pads[p] = between(i + 4 + p, 0, 4096, "a padding");
+    bool same = true;
+    for (int64_t p = 0; p < 4; p++) same &= word(i + 4 + p) == kSame;
+    for (int64_t p = 0; p < 4; p++) *pads[p] = same ? kSame : between(i + 4 + p, 0, 4096, "a padding");
     w.dilation_h = between(i + 8, 1, 4096, "a dilation");
     w.dilation_w = between(i + 9, 1, 4096, "a dilation");
     return w;
@@ -117,8 +119,8 @@ BlockNode read_block(const Words& n) {
   b.residual = n.flag(21);
   const Window& w = b.window;
   const bool keeps_size = w.stride_h == 1 && w.stride_w == 1 &&
-                          w.pad_top + w.pad_bottom == w.dilation_h * (w.kernel_h - 1) &&
-                          w.pad_left + w.pad_right == w.dilation_w * (w.kernel_w - 1);
+                          (w.pad_left == kSame || (w.pad_top + w.pad_bottom == w.dilation_h * (w.kernel_h - 1) &&
+                                                   w.pad_left + w.pad_right == w.dilation_w * (w.kernel_w - 1)));
   if (b.residual && (b.inputs != b.outputs || !keeps_size)) {
     corrupt("a residual block changes the shape of its map");
   }

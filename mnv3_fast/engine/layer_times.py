@@ -14,7 +14,7 @@ from torch import Tensor
 from mnv3_fast import _library
 from mnv3_fast.engine.kinds import BLOCK, LINEAR, POINTWISE, POOL, STEM
 from mnv3_fast.engine.plan import Node, read_plan
-from mnv3_fast.ops.elements import output_size
+from mnv3_fast.ops.elements import convolved_size
 
 _NAMES = {STEM: "stem", BLOCK: "inverted residual", POINTWISE: "1x1 convolution", POOL: "pool", LINEAR: "linear"}
 Size = tuple[int, int, int]
@@ -128,11 +128,8 @@ def _output_size(node: Node, size: Size) -> Size:
     if node.kind == POOL:
         return images, 1, 1
     first = 3 if node.kind == STEM else 4
-    kernel_h, kernel_w, stride_h, stride_w, left, right, top, bottom, dilation_h, dilation_w = (
-        node.words[first + i] for i in range(10)
-    )
-    out_h = output_size(height, kernel_h, stride_h, top + bottom, dilation_h)
-    return images, out_h, output_size(width, kernel_w, stride_w, left + right, dilation_w)
+    window = [node.words[first + i] for i in range(10)]
+    return images, *convolved_size((height, width), window[:2], window[2:])
 
 
 def _macs(node: Node, size: Size, out: Size) -> int:

@@ -10,15 +10,13 @@ from torch import Tensor
 from mnv3_fast import gpu
 from mnv3_fast.gpu import DTYPES
 from mnv3_fast.ops import registration
-from mnv3_fast.ops.elements import empty_nhwc, output_size
+from mnv3_fast.ops.elements import convolved_size, empty_nhwc
 
 
 def output_shape(height: int, width: int, geometry: list[int]) -> tuple[int, int]:
     """Height and width of the output map of a plan of this geometry."""
     for i in range(2, len(geometry), 10):
-        kernel_h, kernel_w, stride_h, stride_w, left, right, top, bottom, dilation_h, dilation_w = geometry[i : i + 10]
-        height = output_size(height, kernel_h, stride_h, top + bottom, dilation_h)
-        width = output_size(width, kernel_w, stride_w, left + right, dilation_w)
+        height, width = convolved_size((height, width), geometry[i : i + 2], geometry[i + 2 : i + 10])
     return height, width
 
 

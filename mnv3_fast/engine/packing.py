@@ -34,5 +34,5 @@ def pack_stages(
             elif stage.kind == POINTWISE:
                 builder.add_pointwise(weight, bias, activation)
             else:
-                builder.add_linear(weight.flatten(1), bias, activation)
+                builder.add_linear(weight.flatten(1) * stage.constants[0], bias, activation)
     return builder.build()

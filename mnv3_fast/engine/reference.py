@@ -86,7 +86,7 @@ def _stage_of(plan: Tensor, node: Node) -> Stage:
         return Stage(STEM, [HAS_BIAS, words[13], *window[2:]], [0.0], tensors)
     weight = _weight(plan, words[4], _channels(words[2]), _channels(words[1]))
     tensors = [weight if node.kind == LINEAR else weight[:, :, None, None], floats_at(plan, words[5], words[2])]
-    return Stage(node.kind, [HAS_BIAS, words[3]], [] if node.kind == LINEAR else [0.0], tensors)
+    return Stage(node.kind, [HAS_BIAS, words[3]], [1.0 if node.kind == LINEAR else 0.0], tensors)
 
 
 def _block(plan: Tensor, node: Node) -> Stage:

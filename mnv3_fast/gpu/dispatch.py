@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mnv3_fast.gpu import first_use, launch, raw_arguments
 from mnv3_fast.ops import checks, registration
-from mnv3_fast.ops.elements import dense_nhwc, empty_nhwc, output_size
+from mnv3_fast.ops.elements import convolved_size, dense_nhwc, empty_nhwc, resolve_window
 
 Run = Callable[..., Any]
 
@@ -87,8 +87,9 @@ def run_stem_conv(*args: Any) -> Tensor:
     args = raw_arguments.check_stem_conv(*args)
     input, weight, bias, *norm, eps, scale, shift = args[:10]
     window, activation, dtype = args[10:18], args[18], compute_dtype(args)
-    height, width = _output_size(input, weight, window)
-    output = empty_nhwc(input.new_empty(0, dtype=dtype), input.shape[0], weight.shape[0], height, width)
+    window = resolve_window(input.shape[2:], weight.shape[2:], window)
+    size = convolved_size(input.shape[2:], weight.shape[2:], window)
+    output = empty_nhwc(input.new_empty(0, dtype=dtype), input.shape[0], weight.shape[0], *size)
     if input.shape[0] == 0:
         return output
     from mnv3_fast.engine.kinds import STEM
@@ -159,7 +160,8 @@ def run_depthwise_conv_mean(*args: Any) -> tuple[Tensor, Tensor]:
 def _depthwise_conv(args: Sequence[Any], with_mean: bool) -> tuple[Tensor, Tensor]:
     input, weight, bias, *norm, eps = args[:8]
     window, activation, (n, channels) = args[8:16], args[16], input.shape[:2]
-    output = empty_nhwc(input, n, channels, *_output_size(input, weight, window))
+    window = resolve_window(input.shape[2:], weight.shape[2:], window)
+    output = empty_nhwc(input, n, channels, *convolved_size(input.shape[2:], weight.shape[2:], window))
     mean = input.new_empty(n, channels)
     if n == 0:
         return output, mean
@@ -256,12 +258,6 @@ def _packed_layers(like: Tensor, layers: Sequence[Any]) -> tuple[list[Tensor], T
         pack_vector(bias2, channels, like.device),
     ]
     return packed, like.new_empty(workspace_size(n, channels, squeeze))
-
-
-def _output_size(input: Tensor, weight: Tensor, window: Sequence[int]) -> tuple[int, int]:
-    stride_h, stride_w, left, right, top, bottom, dilation_h, dilation_w = window
-    height = output_size(input.shape[2], weight.shape[2], stride_h, top + bottom, dilation_h)
-    return height, output_size(input.shape[3], weight.shape[3], stride_w, left + right, dilation_w)
 
 
 RUN: dict[str, Run] = {

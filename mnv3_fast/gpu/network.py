@@ -7,17 +7,17 @@ it is loaded, the residual joins its output before it is stored.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from mnv3_fast.engine.kinds import BLOCK, POOL, STEM
+from mnv3_fast.engine.kinds import BLOCK, LINEAR, POOL, STEM
 from mnv3_fast.gpu.arena import Arena
 from mnv3_fast.gpu.launch import Launch
 from mnv3_fast.gpu.packing import NO_WINDOW, Block, Convolution, pack_block, pack_layer, pack_vector
 from mnv3_fast.ops.depthwise_conv import triton_kernel as depthwise_conv
-from mnv3_fast.ops.elements import output_size
+from mnv3_fast.ops.elements import convolved_size, resolve_window
 from mnv3_fast.ops.network.layout import Stage, input_channels
 from mnv3_fast.ops.pointwise_conv import triton_kernel as pointwise_conv
 from mnv3_fast.ops.squeeze_excite import triton_kernel as squeeze_excite
@@ -27,10 +27,7 @@ from mnv3_fast.ops.stem_conv import triton_kernel as stem_conv
 
 def convolved(shape: Sequence[int], layer: Convolution) -> tuple[int, int, int, int]:
     """The shape [N, O, OH, OW] of a convolution's output."""
-    stride_h, stride_w, left, right, top, bottom, dilation_h, dilation_w = layer.window
-    height = output_size(shape[2], layer.kernel[0], stride_h, top + bottom, dilation_h)
-    width = output_size(shape[3], layer.kernel[1], stride_w, left + right, dilation_w)
-    return shape[0], layer.channels, height, width
+    return shape[0], layer.channels, *convolved_size(shape[2:], layer.kernel, layer.window)
 
 
 def block_launches(block: Block, input: Tensor, output: Tensor, arena: Arena, upcast: bool = False) -> list[Launch]:
@@ -51,10 +48,11 @@ def block_launches(block: Block, input: Tensor, output: Tensor, arena: Arena, up
         )
     layer, squeeze = block.depthwise, block.squeeze_excite
     y = arena.take("depthwise", convolved(x.shape, layer), dtype)
+    window = resolve_window(x.shape[2:], layer.kernel, layer.window)
     sums = gates = None
     if squeeze:
-        sums = arena.take("sums", depthwise_conv.sums_shape(y, layer.kernel, layer.window), torch.float32)
-    found += depthwise_conv.launches(x, layer.weight, layer.bias, y, layer.kernel, layer.window, layer.activation, sums)
+        sums = arena.take("sums", depthwise_conv.sums_shape(y, layer.kernel, window), torch.float32)
+    found += depthwise_conv.launches(x, layer.weight, layer.bias, y, layer.kernel, window, layer.activation, sums)
     if squeeze and sums is not None:
         gates = arena.take("gates", y.shape[:2], torch.float32)
         workspace = squeeze_excite_gate.workspace_size(n, y.shape[1], squeeze.layers[0].shape[0])
@@ -103,8 +101,10 @@ class Network:
             return pack_block(stage.tensors, stage.spec, stage.constants, self.dtype)
         if stage.kind == POOL:
             return Pool()
-        window = stage.window() if stage.kind == STEM else NO_WINDOW
-        return pack_layer(stage.kind, stage.layer(), window, stage.spec[1], self.dtype)
+        layer, window = stage.layer(), stage.window() if stage.kind == STEM else NO_WINDOW
+        if stage.kind == LINEAR and stage.constants[0] != 1:
+            layer = replace(layer, weight=layer.weight.detach().float() * stage.constants[0])
+        return pack_layer(stage.kind, layer, window, stage.spec[1], self.dtype)
 
     def kernels(self) -> set[str]:
         """The ops whose kernels a pass takes."""
@@ -164,8 +164,9 @@ class Network:
                 pixels = x.shape[2] * x.shape[3]
                 found += squeeze_excite.channel_sums(x, y.view(x.shape[0], 1, x.shape[1]), 1 / pixels)
             elif kind == STEM:
+                window = resolve_window(x.shape[2:], step.kernel, step.window)
                 found += stem_conv.launches(
-                    x, step.weight, step.bias, y, step.kernel, step.window, step.activation, *self.normalisation, upcast
+                    x, step.weight, step.bias, y, step.kernel, window, step.activation, *self.normalisation, upcast
                 )
             else:
                 found += pointwise_conv.launches(x, step.weight, step.bias, y, step.activation, upcast=upcast)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from mnv3_fast.ops import checks
-from mnv3_fast.ops.elements import ACTIVATIONS, GATES
+from mnv3_fast.ops.elements import ACTIVATIONS, GATES, pads_same
 
 
 def check_stem_conv(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple:
@@ -68,7 +68,8 @@ def _norm(rest: Sequence[Any]) -> tuple | None:
 
 
 def _window(window: Sequence[int]) -> dict[str, Any]:
-    return {"stride": tuple(window[:2]), "padding": tuple(window[2:6]), "dilation": tuple(window[6:8])}
+    padding = "same" if pads_same(window) else tuple(window[2:6])
+    return {"stride": tuple(window[:2]), "padding": padding, "dilation": tuple(window[6:8])}
 
 
 def _activation(op: str, code: int) -> dict[str, str]:

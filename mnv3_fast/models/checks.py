@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from mnv3_fast.models.layers import Conv2dSame
 from mnv3_fast.ops.depthwise_conv.op import KERNEL_SIZES
 
 if TYPE_CHECKING:
@@ -34,10 +35,23 @@ def check_norm(module: nn.Module | None, classes: tuple[type, ...] = _BATCH_NORM
         raise Unsupported(f"BatchNorm with eps {module.eps} is left to torch")
 
 
+def is_same_conv(conv: nn.Module) -> bool:
+    """Whether a convolution pads as TensorFlow's SAME: ours, or timm's, by its name, since timm is not imported."""
+    cls = type(conv)
+    return cls is Conv2dSame or (cls.__name__ == "Conv2dSame" and cls.__module__.startswith("timm."))
+
+
+def is_conv(conv: nn.Module) -> bool:
+    """Whether a module is a convolution whose forward is known; a subclass of a user's may do anything else."""
+    return type(conv) is nn.Conv2d or is_same_conv(conv)
+
+
 def check_conv(conv: nn.Module, kind: str) -> None:
     """A convolution of one kind, "pointwise", "depthwise" or "stem", that the kernels run."""
-    if type(conv) is not nn.Conv2d:
+    if not is_conv(conv):
         raise Unsupported(f"{kind} convolution is a {type(conv).__name__}, not an nn.Conv2d")
+    if is_same_conv(conv) and conv.padding != (0, 0):
+        raise Unsupported(f"{kind} convolution is a {type(conv).__name__} with padding {conv.padding!r}")
     if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
         raise Unsupported(f"padding {conv.padding!r} with mode {conv.padding_mode!r} has no kernel")
     if kind == "pointwise":
@@ -57,10 +71,11 @@ def check_residual(depthwise: ConvLayer, residual: bool) -> bool:
     """Whether a block adds its input; raises Unsupported if its depthwise convolution changes the size of the map."""
     conv = depthwise.conv
     if residual:
+        same = is_same_conv(conv)
         for kernel, stride, padding, dilation in zip(
             conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True
         ):
-            if stride != 1 or 2 * padding != dilation * (kernel - 1):
+            if stride != 1 or (not same and 2 * padding != dilation * (kernel - 1)):
                 raise Unsupported(f"it adds its input to a map of another size: {_words(conv)}")
     return residual
 

@@ -11,7 +11,7 @@ from torchvision.models.mobilenetv3 import InvertedResidual, InvertedResidualCon
 from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
 from mnv3_fast.models.families.variant import STEM_CHANNELS, Variant, make_divisible
-from mnv3_fast.nn.layers import Conv2dSame, DownscaleDropout, Hardsigmoid
+from mnv3_fast.models.layers import Conv2dSame, DownscaleDropout, Hardsigmoid
 
 ACTIVATIONS = {"RE": nn.ReLU, "HS": nn.Hardswish}
 

@@ -14,8 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from mnv3_fast.engine.kinds import BLOCK, LINEAR, POINTWISE, POOL, STEM
-from mnv3_fast.models.checks import Unsupported, check_conv
-from mnv3_fast.ops.elements import ACTIVATIONS, GATES
+from mnv3_fast.models.checks import Unsupported, check_conv, is_same_conv
+from mnv3_fast.models.layers import Hardsigmoid
+from mnv3_fast.ops.elements import ACTIVATIONS, GATES, SAME
 from mnv3_fast.ops.inverted_residual.layout import HAS_BATCH_NORM, HAS_BIAS, NOT_AFFINE
 from mnv3_fast.ops.network.layout import Stage, has_bias, join
 
@@ -59,7 +60,9 @@ class ConvLayer:
         return 0.0 if self.norm is None else float(self.norm.eps)
 
     def window(self) -> list[int]:
-        """stride h, w, padding left, right, top, bottom, dilation h, w."""
+        """stride h, w, padding left, right, top, bottom (or four times SAME), dilation h, w."""
+        if is_same_conv(self.conv):
+            return [*self.conv.stride, *[SAME] * 4, *self.conv.dilation]
         pad_h, pad_w = self.conv.padding
         return [*self.conv.stride, pad_w, pad_w, pad_h, pad_h, *self.conv.dilation]
 
@@ -142,14 +145,19 @@ class BlockDescription:
 
 @dataclass(frozen=True)
 class LinearLayer:
-    """A fully connected layer, as nn.Linear or as a 1x1 convolution over one pixel, and its activation."""
+    """A fully connected layer, as nn.Linear or as a 1x1 convolution over one pixel, and its activation.
+
+    ``scale`` is what its input is multiplied by: a dropout that scales at inference stands in front of it.
+    """
 
     linear: nn.Module
     activation: str
+    scale: float = 1.0
 
     def stage(self) -> Stage:
         """The stage of ``mnv3_fast::network`` that this layer is."""
-        return Stage(LINEAR, [has_bias(self.linear.bias), ACTIVATIONS[self.activation]], [], self.tensors())
+        spec = [has_bias(self.linear.bias), ACTIVATIONS[self.activation]]
+        return Stage(LINEAR, spec, [self.scale], self.tensors())
 
     def tensors(self) -> list[Tensor]:
         """Weight and bias, if there is one."""
@@ -237,6 +245,8 @@ def read_gate(module: nn.Module) -> tuple[str, float]:
     """Name and slope of a gate module."""
     if type(module) is nn.Hardsigmoid:
         return "hardsigmoid", 1 / 6
+    if type(module) is Hardsigmoid:
+        return "hardsigmoid", float(module.slope)
     if type(module) is nn.Sigmoid:
         return "sigmoid", 1 / 6
     raise Unsupported(f"gate {type(module).__name__} has no kernel (hardsigmoid and sigmoid have)")

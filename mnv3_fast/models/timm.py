@@ -10,6 +10,7 @@ from mnv3_fast.models.checks import (
     check_conv,
     check_norm,
     check_residual,
+    is_conv,
     is_dense_linear,
     is_global_average,
 )
@@ -109,7 +110,7 @@ def conv_layer(module: nn.Module) -> ConvLayer:
     if module.has_skip:
         raise Unsupported("ConvBnAct with a skip connection has no kernel")
     layer = _read_layer(module.conv, module.bn1)
-    if type(layer.conv) is not nn.Conv2d:
+    if not is_conv(layer.conv):
         raise Unsupported(f"ConvBnAct has a {type(layer.conv).__name__}")
     return layer
 

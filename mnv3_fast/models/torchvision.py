@@ -16,6 +16,7 @@ from mnv3_fast.models.checks import (
     check_conv,
     check_norm,
     check_residual,
+    is_conv,
     is_dense_linear,
     is_global_average,
 )
@@ -31,6 +32,7 @@ from mnv3_fast.models.description import (
     read_gate,
     stock_class,
 )
+from mnv3_fast.models.layers import DownscaleDropout
 
 
 def read_conv(module: nn.Module) -> ConvLayer | None:
@@ -48,7 +50,7 @@ def conv_layer(module: Conv2dNormActivation) -> ConvLayer:
     norm = rest.pop(0) if len(rest) == 2 or (rest and hasattr(rest[0], "running_mean")) else None
     activation = rest[0] if rest else None
     norm = None if type(norm) is nn.Identity else norm  # a folded norm
-    if type(conv) is not nn.Conv2d:
+    if not is_conv(conv):
         raise Unsupported(f"Conv2dNormActivation starts with a {type(conv).__name__}")
     check_norm(norm)
     return ConvLayer(conv, norm, read_activation(activation))
@@ -111,16 +113,21 @@ def read_head(classifier: nn.Module) -> tuple[tuple[LinearLayer, ...], tuple[nn.
     """The fully connected layers at the front of a classifier that join a plan, and the modules after them."""
     modules = list(classifier) if type(classifier) is nn.Sequential else [classifier]
     layers: list[LinearLayer] = []
-    taken = 0
+    taken, scale = 0, 1.0  # of the next layer's input
     for i, module in enumerate(modules):
         plain = not has_hooks(module)
         if type(module) is nn.Linear and plain and is_dense_linear(module):
-            layers.append(LinearLayer(module, "none"))
+            layers.append(LinearLayer(module, "none", scale))
+            scale = 1.0
+        elif type(module) is DownscaleDropout and plain:
+            scale *= 1 - module.p
         elif type(module) in (nn.Hardswish, nn.ReLU) and plain and layers and layers[-1].activation == "none":
-            layers[-1] = LinearLayer(layers[-1].linear, read_activation(module))
+            if scale != 1:
+                break
+            layers[-1] = replace(layers[-1], activation=read_activation(module))
         elif type(module) not in (nn.Dropout, nn.Identity) or not plain:
             break
-        taken = i + 1
+        taken = i + 1 if scale == 1 else taken
     return tuple(layers), tuple(modules[taken:])
 
 

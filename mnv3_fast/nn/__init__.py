@@ -3,8 +3,8 @@
 Beside them layers that torch does not have: TensorFlow's padding, Paddle's gate and dropout.
 """
 
+from mnv3_fast.models.layers import Conv2dSame, DownscaleDropout, Hardsigmoid
 from mnv3_fast.nn.containers import Sequential
-from mnv3_fast.nn.layers import Conv2dSame, DownscaleDropout, Hardsigmoid
 from mnv3_fast.nn.torchvision_blocks import Conv2dNormActivation, InvertedResidual, SqueezeExcitation
 
 __all__ = [

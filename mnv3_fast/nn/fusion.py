@@ -32,7 +32,7 @@ from mnv3_fast.nn.parts import (
     OVERRIDES,
     PLAIN,
     Description,
-    is_drop_path,
+    drops_in_training,
     is_kernel_dtype,
     is_readable,
     modules_reason,
@@ -86,7 +86,7 @@ class Fusion:
         # Nothing here may hold the root or its dictionary, which holds this object: a cycle keeps dead models alive.
         own = [(name, root.__dict__[name]) for name in _OWN if name in root.__dict__]
         eval_only = {id(norm) for norm in norms if not isinstance(norm, FrozenBatchNorm2d)}
-        eval_only |= {id(module) for module in inside if isinstance(module, nn.Dropout) or is_drop_path(module)}
+        eval_only |= {id(module) for module in inside if drops_in_training(module)}
         same = [(root._modules, name, child) for name, child in root._modules.items()]
         for m in inside:  # one module after the other, as its dictionaries lie in memory
             watched = [*_CONTAINERS, *(name for name in ATTRIBUTES if name in m.__dict__)]

@@ -19,6 +19,7 @@ from mnv3_fast.models.description import (
     SqueezeExciteLayer,
     Unsupported,
 )
+from mnv3_fast.models.layers import DownscaleDropout
 
 Description = BlockDescription | ConvLayer | SqueezeExciteLayer | NetDescription
 ATTRIBUTES = (
@@ -31,6 +32,8 @@ ATTRIBUTES = (
     "output_size",
     "start_dim",
     "end_dim",
+    "slope",
+    "p",
     "pool_type",
     "flatten",
     "dim",
@@ -83,9 +86,9 @@ def modules_below(root: nn.Module) -> list[nn.Module]:
     return [module for module in root.modules() if module is not root]
 
 
-def is_drop_path(module: nn.Module) -> bool:
-    """timm's DropPath, which drops whole blocks in training mode."""
-    return type(module).__name__ == "DropPath"
+def drops_in_training(module: nn.Module) -> bool:
+    """Dropout, ours that scales at inference, and timm's DropPath, which drops whole blocks."""
+    return isinstance(module, (nn.Dropout, DownscaleDropout)) or type(module).__name__ == "DropPath"
 
 
 def modules_reason(inside: Sequence[nn.Module], description: Description) -> str | None:
@@ -99,7 +102,7 @@ def modules_reason(inside: Sequence[nn.Module], description: Description) -> str
         for name in ATTRIBUTES:
             if not isinstance(module.__dict__.get(name, 0), IMMUTABLE):
                 return f"{name} is a {type(module.__dict__[name]).__name__}, which may change unseen"
-        if (isinstance(module, nn.Dropout) or is_drop_path(module)) and module.training:
+        if drops_in_training(module) and module.training:
             return "a dropout inside is in training mode"
     convs, norms, _ = parts_of(description)
     for norm in norms:

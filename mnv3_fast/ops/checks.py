@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from mnv3_fast.gpu import DTYPES as GPU_DTYPES
-from mnv3_fast.ops.elements import ACTIVATIONS, GATES
+from mnv3_fast.ops.elements import ACTIVATIONS, GATES, SAME, pads_same
 
 BatchNorm = tuple[Tensor | None, Tensor | None, Tensor, Tensor, float]
 """weight, bias, running_mean, running_var ([C] each; weight and bias may be None) and eps."""
-Padding = int | tuple[int, int] | tuple[int, int, int, int]
-"""All sides, (h, w), or (left, right, top, bottom)."""
+Padding = int | tuple[int, int] | tuple[int, int, int, int] | str
+"""All sides, (h, w), (left, right, top, bottom), or "same": TensorFlow's SAME, which follows the size of the input."""
 MOST = 1 << 20
 """The largest stride, padding and dilation that the kernels take."""
 
@@ -106,14 +106,16 @@ def check_pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
 
 
 def check_padding(op: str, value: Any) -> tuple[int, int, int, int]:
-    """An int, (h, w) or (left, right, top, bottom) as the last."""
+    """An int, (h, w) or (left, right, top, bottom) as the last; of "same" four times SAME."""
+    if isinstance(value, str) and value == "same":
+        return SAME, SAME, SAME, SAME
     sides = value
     if _is_int(value):
         sides = (value,) * 4
     elif isinstance(value, (tuple, list)) and len(value) == 2:
         sides = (value[1], value[1], value[0], value[0])
     if not isinstance(sides, (tuple, list)) or len(sides) != 4 or not all(_is_int(item) for item in sides):
-        raise TypeError(f"{op}: padding must be an int, (h, w) or (left, right, top, bottom), got {value!r}")
+        raise TypeError(f"{op}: padding must be an int, (h, w), (left, right, top, bottom) or 'same', got {value!r}")
     if min(sides) < 0:
         raise ValueError(f"{op}: padding must be at least 0, got {value!r}")
     if max(sides) > MOST:
@@ -139,7 +141,7 @@ def check_output(op: str, size: Sequence[int], kernel: Sequence[int], window: Se
         side = "height" if axis == 0 else "width"
         if pixels < 1:
             raise ValueError(f"{op}: input {side} must be at least 1, got {pixels}")
-        if pixels + padding < dilation * (taps - 1) + 1:
+        if not pads_same(window) and pixels + padding < dilation * (taps - 1) + 1:
             raise ValueError(
                 f"{op}: input {side} {pixels} with padding {padding} is smaller than "
                 f"the kernel's {dilation * (taps - 1) + 1}"

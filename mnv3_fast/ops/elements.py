@@ -11,7 +11,7 @@ from torch.nn import functional
 ACTIVATIONS = {"none": 0, "relu": 1, "hardswish": 2}
 GATES = {"hardsigmoid": 0, "sigmoid": 1}
 SAME = -1
-"""Stands in all four padding ints of a window for TensorFlow's SAME: what an input's size asks for (same_padding)."""
+"""In all four padding ints of a window: TensorFlow's SAME, which follows the size of the input (same_padding)."""
 
 
 def activate(x: Tensor, activation: int) -> Tensor:
@@ -63,7 +63,7 @@ def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[in
 
 def pads_same(window: Sequence[int]) -> bool:
     """Whether the padding of a window (stride h, w, padding left, right, top, bottom, dilation h, w) is SAME."""
-    return window[2] == SAME
+    return tuple(window[2:6]) == (SAME,) * 4
 
 
 def resolve_window(size: Sequence[int], kernel: Sequence[int], window: Sequence[int]) -> tuple[int, ...]:

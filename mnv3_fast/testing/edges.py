@@ -22,12 +22,12 @@ from mnv3_fast.testing.cases import (
 )
 
 
-def linear(inputs: int, outputs: int, activation: str = "none", bias: bool = True) -> Callable:
+def linear(inputs: int, outputs: int, activation: str = "none", bias: bool = True, scale: float = 1.0) -> Callable:
     """A builder of the "linear" stage of ``network`` cases."""
 
     def build(generator: torch.Generator, layout: str) -> tuple[tuple, dict[str, Any]]:
         weight = weight_of(generator, outputs, inputs)
-        return (None, weight, bias_of(generator, outputs, bias)), {"activation": activation}
+        return (None, weight, bias_of(generator, outputs, bias)), {"activation": activation, "scale": scale}
 
     return build
 
@@ -59,6 +59,15 @@ _WHOLE = (
     ("linear", linear(40, 33, "hardswish")),
     ("linear", linear(33, 10)),
 )
+_SAME = (
+    ("stem_conv", stem(1, 3, 1, 1, 16, padding="same", activation="hardswish")),
+    ("inverted_residual", block(1, 16, 5, 5, 40, 24, 3, stride=2, padding="same", activation="relu")),
+    ("inverted_residual", block(1, 24, 5, 5, 72, 24, 5, 8, stride=2, padding="same", slope=0.2)),
+    ("inverted_residual", block(1, 24, 5, 5, 72, 24, 5, padding="same", residual=True, activation="hardswish")),
+    "pool",
+    ("linear", linear(24, 33, "hardswish")),
+    ("linear", linear(33, 10, scale=0.8)),
+)
 _END = (("pointwise_conv", pointwise(1, 40, 1, 1, 24, activation="hardswish")), "pool")
 
 EDGES: dict[str, list[tuple[str, Callable]]] = {
@@ -84,6 +93,11 @@ EDGES: dict[str, list[tuple[str, Callable]]] = {
         ("no_norm", stem(1, 3, 9, 10, 24, bias=True, batch_norm=None, activation="relu")),
         ("not_affine", stem(2, 3, 9, 10, 16, affine=False)),
         ("no_batch", stem(0, 3, 8, 8, 16)),
+        ("same_even", stem(2, 3, 14, 12, 16, padding="same", activation="hardswish")),
+        ("same_odd", stem(1, 3, 9, 13, 17, padding="same")),
+        ("same_bytes", stem(2, 3, 16, 17, 16, bytes=True, padding="same")),
+        ("same_one_pixel", stem(2, 3, 1, 1, 16, kernel=5, padding="same")),
+        ("same_dilated", stem(1, 3, 12, 7, 16, dilation=2, stride=(1, 3), padding="same")),
     ],
     "pointwise_conv": [
         *[(f"inputs{c}", pointwise(1, c, 3, 5, 16, activation="relu")) for c in EDGE_CHANNELS],
@@ -124,6 +138,15 @@ EDGES: dict[str, list[tuple[str, Callable]]] = {
         ("one_pixel", depthwise(2, 17, 1, 1, 5)),
         ("smaller_than_kernel", depthwise(1, 16, 2, 3, 7)),
         ("no_batch", depthwise(0, 16, 7, 7, 3)),
+        ("same_even", depthwise(2, 16, 14, 12, 5, stride=2, padding="same", return_mean=True)),
+        ("same_odd", depthwise(1, 24, 15, 13, 3, stride=2, padding="same", activation="hardswish")),
+        ("same_rectangle", depthwise(1, 17, 8, 13, 3, stride=2, padding="same", return_mean=True)),
+        ("same_stride1", depthwise(1, 9, 6, 7, 5, padding="same")),
+        ("same_stride3", depthwise(2, 16, 10, 11, 5, stride=3, padding="same")),
+        ("same_dilated", depthwise(1, 20, 11, 12, (3, 5), dilation=2, stride=(2, 1), padding="same")),
+        ("same_one_pixel", depthwise(2, 17, 1, 1, 3, stride=2, padding="same")),
+        ("same_smaller_than_kernel", depthwise(1, 16, 2, 3, 7, stride=2, padding="same")),
+        ("same_larger_stride", depthwise(1, 16, 7, 8, 1, stride=(3, 2), padding="same")),
     ],
     "squeeze_excite_gate": [
         *[(f"channels{c}", gate(2, c, 8)) for c in EDGE_CHANNELS],
@@ -161,6 +184,12 @@ EDGES: dict[str, list[tuple[str, Callable]]] = {
         ("sigmoid_gate", block(1, 16, 5, 5, 48, 16, 3, 8, gate="sigmoid")),
         ("slope", block(1, 16, 5, 5, 48, 16, 3, 8, slope=0.2)),
         ("no_batch", block(0, 16, 5, 5, 48, 16, 3, 8)),
+        ("same_even", block(2, 8, 14, 12, 24, 16, 5, 8, stride=2, padding="same")),
+        ("same_odd", block(1, 8, 13, 15, 36, 16, 5, 8, stride=2, padding="same", activation="hardswish")),
+        ("same_rows", block(1, 8, 10, 14, 36, 16, 3, stride=2, padding="same")),
+        ("same_residual", block(2, 16, 7, 8, 40, 16, 5, 8, dilation=2, padding="same", residual=True)),
+        ("same_stride3", block(1, 8, 11, 10, 0, 16, 5, stride=3, padding="same")),
+        ("same_one_pixel", block(2, 16, 1, 1, 48, 24, 5, 8, stride=2, padding="same")),
     ],
     "network": [
         ("whole", network(2, 3, 33, 31, *_WHOLE)),
@@ -175,5 +204,9 @@ EDGES: dict[str, list[tuple[str, Callable]]] = {
         ("pointwise_alone", network(1, 20, 5, 6, ("pointwise_conv", pointwise(1, 20, 1, 1, 33, affine=False)))),
         ("end", network(1, 40, 7, 7, *_END)),
         ("pool_behind_block", network(2, 16, 13, 9, *_WHOLE[1:3], "pool", ("linear", linear(24, 10, bias=False)))),
+        ("same_even", network(2, 3, 32, 24, *_SAME)),
+        ("same_odd", network(2, 3, 33, 25, *_SAME)),
+        ("same_bytes", network(1, 3, 18, 31, *_SAME, bytes=True)),
+        ("same_one_pixel", network(2, 3, 1, 1, *_SAME)),
     ],
 }

@@ -58,6 +58,12 @@ def shifted_padding(args: tuple, keywords: dict[str, Any]) -> Call:
     return args, keywords | {"padding": (p - 1, p + 1, p - 1, p + 1)}
 
 
+def symmetric_padding(args: tuple, keywords: dict[str, Any]) -> Call:
+    """The padding does not follow the size of the input: as much in front as behind, as for stride 1."""
+    assert keywords["padding"] == "same"
+    return args, keywords | {"padding": tuple(side // 2 for side in args[1].shape[2:])}
+
+
 def dead_gate(args: tuple, keywords: dict[str, Any]) -> Call:
     """The gate is off."""
     return args, keywords | {"gate": None}
@@ -98,17 +104,20 @@ def _fault(op: str, build: Any, plant: Plant) -> OpFault:
 
 _POINTWISE = pointwise(2, 24, 6, 7, 40, gated=True, residual=True)
 _DEPTHWISE = depthwise(2, 24, 9, 11, 3, stride=2, activation="hardswish", return_mean=True)
+_SAME = depthwise(2, 24, 10, 12, 5, stride=2, padding="same")
 _BLOCK = block(2, 16, 9, 8, 40, 16, 5, 8, residual=True)
 
 OP_FAULTS: dict[str, OpFault] = {
     "fold_batch_norm: wrong BatchNorm eps": _fault("fold_batch_norm", fold(24, 1, 3, 3), wrong_folded_eps),
     "stem_conv: wrong BatchNorm eps": _fault("stem_conv", stem(2, 3, 9, 11, 16), wrong_eps),
     "stem_conv: padding off by one": _fault("stem_conv", stem(2, 3, 10, 12, 16), shifted_padding),
+    "stem_conv: symmetric padding": _fault("stem_conv", stem(2, 3, 10, 12, 16, padding="same"), symmetric_padding),
     "pointwise_conv: dead gate": _fault("pointwise_conv", _POINTWISE, dead_gate),
     "pointwise_conv: lost residual channel": _fault("pointwise_conv", _POINTWISE, lost_residual_channel),
     "pointwise_conv: swapped images": _fault("pointwise_conv", _POINTWISE, swapped_images),
     "depthwise_conv: lost tap": _fault("depthwise_conv", _DEPTHWISE, lost_tap),
     "depthwise_conv: padding off by one": _fault("depthwise_conv", _DEPTHWISE, shifted_padding),
+    "depthwise_conv: symmetric padding": _fault("depthwise_conv", _SAME, symmetric_padding),
     "squeeze_excite: dead gate": _fault("squeeze_excite", squeeze_excite(2, 24, 5, 6, 8), dead_squeeze_excite),
     "inverted_residual: lost tap": _fault("inverted_residual", _BLOCK, lost_block_tap),
     "inverted_residual: lost residual": _fault("inverted_residual", _BLOCK, lost_residual),

@@ -22,6 +22,7 @@ from mnv3_fast.engine.plan import (
     unpack_pointwise,
 )
 from mnv3_fast.engine.reference import run_plan
+from mnv3_fast.ops.elements import SAME
 from tests.models.common import cached_parity_model
 
 OP = torch.ops.mnv3_fast.run_plan
@@ -46,19 +47,20 @@ def test_executor_equals_its_reference(engine: mnv3_fast.Engine, batch: int, ins
         assert mnv3_fast._library.take_variant("inverted_residual") == instruction_set
 
 
-def small_plan(scaled: bool = True) -> tuple[torch.Tensor, list[int]]:
-    """A stem that normalises bytes, a block with another gate, a pool and two layers."""
+def small_plan(scaled: bool = True, same: bool = False) -> tuple[torch.Tensor, list[int]]:
+    """A stem that normalises bytes, a block with another gate, a pool and two layers; padding may be SAME."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator) * 0.3
 
-    builder = PlanBuilder(3)
+    builder, pads = PlanBuilder(3), [SAME] * 4 if same else []
     scale = (torch.rand(3, generator=generator) / 60, random(3)) if scaled else (None, None)
-    builder.add_stem(random(20, 3, 3, 3), random(20), [3, 3, 2, 1, 0, 1, 1, 0, 1, 1], 1, *scale)
+    builder.add_stem(random(20, 3, 3, 3), random(20), [3, 3, 2, 1, *(pads or [0, 1, 1, 0]), 1, 1], 1, *scale)
     tensors = [random(36, 20, 1, 1), random(36, 1, 5, 3), random(20, 36, 1, 1)]
     tensors += [random(7, 36, 1, 1), random(7), random(36, 7, 1, 1), random(36)]
-    builder.add_block(tensors, [1, 0, 2, 0, 1, 1, 1, 1, 1, 2, 2, 1, 1, 1, 2, 1, 0, 1, 1], [0.0, 0.0, 0.0, 0.2])
+    window = [1, 1, *(pads or [1, 1, 2, 2]), 1, 1]
+    builder.add_block(tensors, [1, 0, 2, 0, 1, *window, 1, 2, 1, 0, 1, 1], [0.0, 0.0, 0.0, 0.2])
     builder.add_pointwise(random(50, 20), random(50), 2)
     builder.add_pool()
     builder.add_linear(random(33, 50), None, 2)
@@ -67,14 +69,31 @@ def small_plan(scaled: bool = True) -> tuple[torch.Tensor, list[int]]:
 
 
 @pytest.mark.parametrize("bytes", [False, True])
-def test_every_kind_of_node(bytes: bool, instruction_set: str) -> None:
-    plan, geometry = small_plan()
+@pytest.mark.parametrize("same", [False, True])
+def test_every_kind_of_node(bytes: bool, same: bool, instruction_set: str) -> None:
+    plan, geometry = small_plan(same=same)
     assert [node.kind for node in read_plan(plan)] == [STEM, BLOCK, plan_format.POINTWISE, POOL, LINEAR, LINEAR]
     x = torch.randint(0, 256, (3, 3, 19, 23), dtype=torch.uint8)
     x = x if bytes else x.float()
     exact = run_plan(x, plan, geometry, torch.float64)
     for y in (x, x.contiguous(memory_format=torch.channels_last), torch.nn.functional.pad(x, (1, 2))[..., 1:-2]):
         testing.assert_close_enough(OP(y, plan, geometry), run_plan(x, plan, geometry), exact)
+
+
+@pytest.mark.parametrize("size", [(16, 24), (17, 9), (1, 1), (2, 31)])
+def test_padding_that_follows_the_size(size: tuple[int, int], instruction_set: str) -> None:
+    """The same plan at any size; the geometry gives the size of the map that comes out."""
+    builder = PlanBuilder(3)
+    builder.add_stem(torch.randn(16, 3, 3, 3), torch.randn(16), [3, 3, 2, 2, *[SAME] * 4, 1, 1], 2)
+    tensors = [torch.randn(16, 1, 5, 5), torch.randn(24, 16, 1, 1)]
+    builder.add_block(tensors, [0, 0, 0, 0, 1, 2, 3, *[SAME] * 4, 1, 1, 0, 0, 0, 0, 0, 0], [0.0] * 4)
+    plan, geometry = builder.build()
+    x = torch.randn(2, 3, *size)
+    output = OP(x, plan, geometry)
+    assert (
+        output.shape == (2, 24, -(-size[0] // 4), -(-size[1] // 6)) == OP(x.to("meta"), plan.to("meta"), geometry).shape
+    )
+    testing.assert_close_enough(output, run_plan(x, plan, geometry), run_plan(x, plan, geometry, torch.float64))
 
 
 def test_maps_come_out_dense() -> None:
@@ -135,6 +154,8 @@ SPOILS = {
     "more channels": (NODE + 2, 36, "node 1 wants another number of channels"),
     "kernel": (NODE + 3, 1000, "a kernel height is 1000"),
     "stride": (NODE + 5, 0, "a stride is 0"),
+    "one padding of four": (NODE + 7, -1, "a padding is -1"),
+    "padding": (NODE + 10, -2, "a padding is -2"),
     "offset": (NODE + 14, 2**62, "the stem's weight lies outside of it"),
     "negative offset": (NODE + 14, -64, "the stem's weight lies outside of it"),
     "odd offset": (NODE + 14, 4097, "the stem's weight lies outside of it"),
@@ -155,9 +176,28 @@ def test_a_spoiled_plan_is_refused(spoil: str) -> None:
         OP(torch.randn(1, 3, 16, 16), spoiled(plan, word, value), geometry)
 
 
+SAME_SPOILS = {
+    "three of four": (NODE + 8, 0, "a padding is -1"),
+    "another negative": (BLOCK_NODE + 8, -2, "a padding is -[12]"),
+    "residual": (BLOCK_NODE + 6, 2, "a residual block changes the shape of its map"),
+}
+
+
+@pytest.mark.parametrize("spoil", SAME_SPOILS)
+def test_a_spoiled_padding_is_refused(spoil: str) -> None:
+    """By the executor and by its reference."""
+    plan, geometry = small_plan(same=True)
+    word, value, message = SAME_SPOILS[spoil]
+    runs = [run_plan] + [OP] * bool(mnv3_fast.instruction_sets())
+    for run in runs:
+        with pytest.raises((RuntimeError, ValueError), match=f"run_plan: the plan is not valid: {message}"):
+            run(torch.randn(1, 3, 16, 16), spoiled(plan, word, value), geometry)
+
+
 @pytest.mark.skipif(not mnv3_fast.instruction_sets(), reason="needs the compiled executor")
-def test_random_spoils_never_crash() -> None:
-    plan, geometry = small_plan()
+@pytest.mark.parametrize("same", [False, True])
+def test_random_spoils_never_crash(same: bool) -> None:
+    plan, geometry = small_plan(same=same)
     generator = torch.Generator().manual_seed(1)
     table = NODE + plan_format.NODE_WORDS * 6
     for _ in range(300):

@@ -122,18 +122,6 @@ def test_a_model_of_ones_own_may_take_other_inputs() -> None:
     assert all(row.macs for row in explanation.rows)
 
 
-def test_timm_with_padding_as_in_tensorflow() -> None:
-    timm = pytest.importorskip("timm")
-    model = timm.create_model("tf_mobilenetv3_small_minimal_100").eval()
-    explanation = mnv3_fast.explain(mnv3_fast.accelerate(model), X)
-    reasons = {row.path: row.reason for row in explanation.fallbacks}
-    assert reasons["conv_stem"] == "stem convolution is a Conv2dSame, not an nn.Conv2d"
-    assert reasons["blocks.0.0"] == "depthwise convolution is a Conv2dSame, not an nn.Conv2d"
-    assert explanation.fused > 5
-    with torch.no_grad():
-        assert torch.allclose(mnv3_fast.accelerate(model)(X), model(X), rtol=1e-3, atol=1e-6)
-
-
 @harness.needs_kernels
 @pytest.mark.parametrize("net", ["large", "small"])
 @pytest.mark.parametrize("threads", [1, 2])

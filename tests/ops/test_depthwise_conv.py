@@ -130,7 +130,7 @@ X, W = torch.randn(2, 8, 9, 9), torch.randn(8, 1, 3, 3)
             (X, W),
             {"padding": (1, 2, 3)},
             TypeError,
-            "depthwise_conv: padding must be an int, (h, w) or (left, right, top, bottom), got (1, 2, 3)",
+            "depthwise_conv: padding must be an int, (h, w), (left, right, top, bottom) or 'same', got (1, 2, 3)",
         ),
         (
             (X, W),

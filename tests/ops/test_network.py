@@ -207,7 +207,7 @@ def test_flat_raw_weights(first: list[int], rest: tuple[int, ...] | None, messag
     if rest is not None:
         tensors.insert(0, torch.rand(rest, device=device))
     with pytest.raises(ValueError, match=re.escape(message)):
-        torch.ops.mnv3_fast.network(torch.rand(1, 3, 8, 8, device=device), tensors, first, [0.0])
+        torch.ops.mnv3_fast.network(torch.rand(1, 3, 8, 8, device=device), tensors, first, [0.0] * len(tensors))
 
 
 @harness.needs_kernels

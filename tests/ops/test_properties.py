@@ -21,14 +21,15 @@ sides, short_sides = st.integers(1, 20), st.integers(1, 9)
 
 @st.composite
 def windows(draw: st.DrawFn, h: int, w: int, kernel: tuple[int, int]) -> dict[str, Any]:
-    """Stride, dilation and padding with which the output is not empty."""
+    """Stride, dilation and padding with which the output is not empty; one in five as TensorFlow pads."""
     dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     pads = [draw(st.integers(0, 4)) for _ in range(4)]
     for axis, size in ((1, w), (0, h)):
         lacking = dilation[axis] * (kernel[axis] - 1) + 1 - size - pads[2 - 2 * axis] - pads[3 - 2 * axis]
         pads[2 - 2 * axis] += max(0, lacking)
     stride = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
-    return {"stride": stride, "dilation": dilation, "padding": tuple(pads)}
+    padding = "same" if draw(st.integers(0, 4)) == 0 else tuple(pads)
+    return {"stride": stride, "dilation": dilation, "padding": padding}
 
 
 @st.composite

@@ -68,7 +68,7 @@ void depthwise(StableIValue* stack, bool with_means) {
   const ConvArguments conv(kOp, args, 1);
   expect(kOp, "input", input, {-1, -1, -1, -1});
   expect(kOp, "weight", conv.weight(), {input.size(1), 1, -1, -1});
-  const Window window = window_arguments(kOp, args, 8, conv.weight());
+  const Window window = window_arguments(kOp, args, 8, input, conv.weight());
   const int activation = activation_argument(kOp, args.integer(16));
   const int64_t height = window.output_h(input.size(2)), width = window.output_w(input.size(3));
   if (height < 1 || width < 1 || input.size(1) < 1) fail(kOp, "the output would be empty");

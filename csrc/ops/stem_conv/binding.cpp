@@ -64,7 +64,7 @@ void stem_conv(StableIValue* stack, uint64_t, uint64_t) {
   expect(kOp, "weight", conv.weight(), {-1, input.size(1), -1, -1});
   if (scale) expect(kOp, "scale", scale, {input.size(1)});
   if (shift) expect(kOp, "shift", shift, {input.size(1)});
-  const Window window = window_arguments(kOp, args, 10, conv.weight());
+  const Window window = window_arguments(kOp, args, 10, input, conv.weight());
   if (input.size(1) < 1 || input.size(1) * window.kernel_h > kMostStemRows) {
     fail(kOp, "input channels times kernel height must be at most " + std::to_string(kMostStemRows));
   }

@@ -8,7 +8,7 @@ from torch import Tensor
 from mnv3_fast.gpu import dispatch
 from mnv3_fast.ops import checks, registration
 from mnv3_fast.ops.depthwise_conv import reference
-from mnv3_fast.ops.elements import empty_nhwc, output_size
+from mnv3_fast.ops.elements import convolved_size, empty_nhwc
 
 ARGUMENTS = (
     f"(Tensor input, Tensor weight, Tensor? bias, {registration.BATCH_NORM}, {registration.WINDOW}, int activation)"
@@ -16,10 +16,9 @@ ARGUMENTS = (
 KERNEL_SIZES = (1, 3, 5, 7)
 
 
-def _fake(input, weight, bias, bn_w, bn_b, bn_m, bn_v, eps, sh, sw, left, right, top, bottom, dh, dw, activation):
-    height = output_size(input.shape[2], weight.shape[2], sh, top + bottom, dh)
-    width = output_size(input.shape[3], weight.shape[3], sw, left + right, dw)
-    return empty_nhwc(input, input.shape[0], input.shape[1], height, width)
+def _fake(input, weight, bias, bn_w, bn_b, bn_m, bn_v, eps, *window_and_activation):
+    size = convolved_size(input.shape[2:], weight.shape[2:], window_and_activation[:8])
+    return empty_nhwc(input, input.shape[0], input.shape[1], *size)
 
 
 def _fake_mean(*args):
@@ -99,7 +98,8 @@ def depthwise_conv(
         bias: [C] or None.
         batch_norm: (weight, bias, running_mean, running_var, eps), folded in the op.
         stride: int or (h, w), default 1.
-        padding: int, (h, w) or (left, right, top, bottom), default 0.
+        padding: int, (h, w) or (left, right, top, bottom), default 0; or "same", which is TensorFlow's SAME: so many
+            zeros, half of them (rounded down) in front, that OH = ceil(H / stride), for any stride.
         dilation: int or (h, w), default 1.
         activation: "none", "relu" or "hardswish".
         return_mean: also return the means over each map, from the same pass.

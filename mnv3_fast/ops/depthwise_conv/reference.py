@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from mnv3_fast.ops.elements import activate, normalize
+from mnv3_fast.ops.elements import activate, normalize, resolve_window
 
 
 def depthwise_conv(
@@ -30,7 +30,8 @@ def depthwise_conv(
     activation: int,
 ) -> Tensor:
     """act(BN(conv(pad(input)))), one filter a channel: [N, C, H, W] -> [N, C, OH, OW]."""
-    x = functional.pad(input, (pad_left, pad_right, pad_top, pad_bottom))
+    window = stride_h, stride_w, pad_left, pad_right, pad_top, pad_bottom, dilation_h, dilation_w
+    x = functional.pad(input, resolve_window(input.shape[2:], weight.shape[2:], window)[2:6])
     x = functional.conv2d(x, weight, bias, (stride_h, stride_w), 0, (dilation_h, dilation_w), weight.shape[0])
     return activate(normalize(x, bn_weight, bn_bias, bn_mean, bn_var, bn_eps), activation)
 

@@ -15,7 +15,7 @@ from mnv3_fast.engine.kinds import BLOCK
 from mnv3_fast.engine.packed_op import PackedOp
 from mnv3_fast.engine.plan import PlanBuilder
 from mnv3_fast.ops import checks
-from mnv3_fast.ops.elements import empty_nhwc, output_size
+from mnv3_fast.ops.elements import convolved_size, empty_nhwc
 from mnv3_fast.ops.inverted_residual import reference
 from mnv3_fast.ops.inverted_residual.layout import check_block, check_weights, flags_of, unflatten
 from mnv3_fast.ops.squeeze_excite_gate.op import prepare_layers
@@ -24,10 +24,7 @@ from mnv3_fast.ops.squeeze_excite_gate.op import prepare_layers
 def _output_shape(input: Sequence[int], shapes: Any, spec: Sequence[int]) -> tuple[int, int, int, int]:
     """``shapes(layer)`` gives the shape of the depthwise and project weights."""
     _, _, kernel_h, kernel_w = shapes("depthwise")
-    stride_h, stride_w, left, right, top, bottom, dilation_h, dilation_w = spec[5:13]
-    height = output_size(input[2], kernel_h, stride_h, top + bottom, dilation_h)
-    width = output_size(input[3], kernel_w, stride_w, left + right, dilation_w)
-    return input[0], shapes("project")[0], height, width
+    return input[0], shapes("project")[0], *convolved_size(input[2:], (kernel_h, kernel_w), spec[5:13])
 
 
 def _fake(input: Tensor, tensors: Sequence[Tensor], spec: Sequence[int], constants: Sequence[float]) -> Tensor:

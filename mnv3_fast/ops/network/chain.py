@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from mnv3_fast.engine.kinds import BLOCK, LINEAR, POOL, STEM
 from mnv3_fast.ops.checks import MOST
+from mnv3_fast.ops.elements import pads_same
 from mnv3_fast.ops.inverted_residual.layout import Block, unflatten
 from mnv3_fast.ops.network.layout import Stage
 
@@ -72,8 +73,8 @@ def _block(stage: Stage) -> tuple[int, int]:
 def _keeps_size(block: Block, window: Sequence[int]) -> bool:
     stride_h, stride_w, left, right, top, bottom, dilation_h, dilation_w = window
     height, width = block.depthwise.weight.shape[2:]
-    same = (top + bottom, left + right) == (dilation_h * (height - 1), dilation_w * (width - 1))
-    return stride_h == stride_w == 1 and same
+    as_much = (top + bottom, left + right) == (dilation_h * (height - 1), dilation_w * (width - 1))
+    return stride_h == stride_w == 1 and (as_much or pads_same(window))
 
 
 def _check_window(kernel: Sequence[int], window: Sequence[int]) -> None:
@@ -81,7 +82,7 @@ def _check_window(kernel: Sequence[int], window: Sequence[int]) -> None:
     between(kernel[1], 1, MOST, "a kernel width")
     for stride in window[:2]:
         between(stride, 1, MOST, "a stride")
-    for padding in window[2:6]:
+    for padding in () if pads_same(window) else window[2:6]:
         between(padding, 0, MOST, "a padding")
     for dilation in window[6:8]:
         between(dilation, 1, MOST, "a dilation")

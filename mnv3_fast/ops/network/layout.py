@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mnv3_fast.engine.kinds import BLOCK, LINEAR, POINTWISE, POOL, STEM
-from mnv3_fast.ops.elements import output_size
+from mnv3_fast.ops.elements import convolved_size
 from mnv3_fast.ops.inverted_residual.layout import (
     CPU,
     FLOAT32,
@@ -40,8 +40,9 @@ SPEC = {
     LINEAR: ("flags", "activation"),
 }
 """The ints of each kind of stage after the kind itself."""
-CONSTANTS = {STEM: 1, BLOCK: 4, POINTWISE: 1, POOL: 0, LINEAR: 0}
-"""How many floats each kind of stage has: a convolution its eps, a block those of ``inverted_residual``."""
+CONSTANTS = {STEM: 1, BLOCK: 4, POINTWISE: 1, POOL: 0, LINEAR: 1}
+"""How many floats each kind of stage has: a convolution its eps, a block those of ``inverted_residual``, a linear layer
+what its input is multiplied by."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Stage:
 
     def layer(self) -> Layer:
         """The convolution of a stem or pointwise stage, the weight and bias of a linear one."""
-        return take_layer(list(self.tensors), self.spec[0], self.constants[0] if self.constants else 0.0)
+        return take_layer(list(self.tensors), self.spec[0], self.constants[0])
 
     def window(self) -> Sequence[int]:
         """The eight window arguments of a stem."""
@@ -145,7 +146,7 @@ def measure(shape: Sequence[int], stages: Sequence[Stage]) -> tuple[Sequence[int
     for stage in stages:
         if stage.kind == BLOCK:
             block = unflatten(stage.tensors, stage.spec, stage.constants)
-            size = _out(shape, _shape(block.depthwise.weight), stage.spec[5:13])
+            size = convolved_size(shape[2:], _shape(block.depthwise.weight)[2:], stage.spec[5:13])
             hidden, outputs = _shape(block.depthwise.weight)[0], _shape(block.project.weight)[0]
             taps = _shape(block.depthwise.weight)[2] * _shape(block.depthwise.weight)[3]
             macs += shape[0] * size[0] * size[1] * hidden * (taps + outputs)
@@ -159,7 +160,7 @@ def measure(shape: Sequence[int], stages: Sequence[Stage]) -> tuple[Sequence[int
         else:
             weight = _shape(stage.tensors[0])
             if stage.kind == STEM:
-                shape = (shape[0], weight[0], *_out(shape, weight, stage.window()))
+                shape = (shape[0], weight[0], *convolved_size(shape[2:], weight[2:], stage.window()))
             else:
                 shape = (shape[0], weight[0], *shape[2:])
             macs += _product(shape) * _product(weight[1:])
@@ -193,9 +194,3 @@ def _product(sizes: Sequence[int]) -> int:
     for size in sizes:
         product = product * size
     return product
-
-
-def _out(shape: Sequence[int], weight: Sequence[int], window: Sequence[int]) -> tuple[int, int]:
-    stride_h, stride_w, left, right, top, bottom, dilation_h, dilation_w = window
-    height = output_size(shape[2], weight[2], stride_h, top + bottom, dilation_h)
-    return height, output_size(shape[3], weight[3], stride_w, left + right, dilation_w)

@@ -112,8 +112,12 @@ def _pool(input: Tensor) -> Stage:
     return Stage(POOL, [], [], [])
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none") -> Stage:
+def _linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none", scale: float = 1.0
+) -> Stage:
     op = "network: linear"
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise TypeError(f"{op}: scale must be a number, got {type(scale).__name__}")
     features = input.shape[1]
     words, dtypes, device = f"[O, I] with I = {features}", checks.parameter_dtypes(input.dtype), input.device
     checks.check_tensor(op, "weight", weight, [None, features], words, dtypes, device)
@@ -123,7 +127,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activa
         outputs = weight.shape[0]
         checks.check_tensor(op, "bias", bias, [outputs], f"[O] with O = {outputs}", dtypes, device)
     tensors = [weight] if bias is None else [weight, bias]
-    return Stage(LINEAR, [has_bias(bias), checks.activation_code(op, activation)], [], tensors)
+    return Stage(LINEAR, [has_bias(bias), checks.activation_code(op, activation)], [float(scale)], tensors)
 
 
 _STAGES = {
@@ -144,7 +148,7 @@ def network(input: Tensor, stages: Sequence[tuple]) -> Tensor:
         stages: (name, arguments, options) each, with the arguments and options of ``mnv3_fast.ops.<name>`` after its
             input: "stem_conv" (first only; no scale and shift), "inverted_residual", "pointwise_conv" (no gate and
             residual), "pool" (the mean over the map), and after it "linear" (weight [O, I], bias [O] or None;
-            ``activation`` "none", "relu" or "hardswish").
+            ``activation`` "none", "relu" or "hardswish"; ``scale``, which its input is multiplied by, default 1).
 
     Returns:
         [N, O, OH, OW] of the input's dtype with channels_last strides, or [N, F] if there is a pool.

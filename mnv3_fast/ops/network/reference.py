@@ -31,5 +31,6 @@ def network(input: Tensor, tensors: Sequence[Tensor], spec: Sequence[int], const
             elif stage.kind == POINTWISE:
                 x = pointwise_conv(x, layer.weight, layer.bias, *norm, None, None, activation)
             else:
+                x = x if stage.constants[0] == 1 else x * stage.constants[0]
                 x = activate(functional.linear(x, layer.weight.flatten(1), layer.bias), activation)
     return x

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mnv3_fast.gpu import dispatch
 from mnv3_fast.ops import checks, registration
-from mnv3_fast.ops.elements import empty_nhwc, output_size
+from mnv3_fast.ops.elements import convolved_size, empty_nhwc
 from mnv3_fast.ops.stem_conv import reference
 
 SCHEMA = (
@@ -17,12 +17,9 @@ SCHEMA = (
 MOST_ROWS = 256  # input channels times kernel height: the kernel's table of row pointers
 
 
-def _fake(
-    input, weight, bias, bn_w, bn_b, bn_m, bn_v, eps, scale, shift, sh, sw, left, right, top, bottom, dh, dw, act
-):
-    height = output_size(input.shape[2], weight.shape[2], sh, top + bottom, dh)
-    width = output_size(input.shape[3], weight.shape[3], sw, left + right, dw)
-    return empty_nhwc(weight if input.dtype is torch.uint8 else input, input.shape[0], weight.shape[0], height, width)
+def _fake(input, weight, bias, bn_w, bn_b, bn_m, bn_v, eps, scale, shift, *window_and_activation):
+    size = convolved_size(input.shape[2:], weight.shape[2:], window_and_activation[:8])
+    return empty_nhwc(weight if input.dtype is torch.uint8 else input, input.shape[0], weight.shape[0], *size)
 
 
 def _flops(input, weight, *args, out_shape=None, **kwargs) -> int:
@@ -100,7 +97,8 @@ def stem_conv(
         bias: [O] or None.
         batch_norm: (weight, bias, running_mean, running_var, eps), folded in the op.
         stride: int or (h, w), default 2.
-        padding: int, (h, w) or (left, right, top, bottom), default 1; its zeros come after scale and shift.
+        padding: int, (h, w), (left, right, top, bottom) or "same" as of ``depthwise_conv``, default 1; its zeros come
+            after scale and shift.
         dilation: int or (h, w), default 1.
         activation: "none", "relu" or "hardswish".
         scale, shift: [C] each; the image is x * scale + shift.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from mnv3_fast.ops.elements import activate, normalize
+from mnv3_fast.ops.elements import activate, normalize, resolve_window
 
 
 def stem_conv(
@@ -35,6 +35,7 @@ def stem_conv(
         x = x * scale.view(-1, 1, 1)
     if shift is not None:
         x = x + shift.view(-1, 1, 1)
-    x = functional.pad(x, (pad_left, pad_right, pad_top, pad_bottom))
+    window = stride_h, stride_w, pad_left, pad_right, pad_top, pad_bottom, dilation_h, dilation_w
+    x = functional.pad(x, resolve_window(x.shape[2:], weight.shape[2:], window)[2:6])
     x = functional.conv2d(x, weight, bias, (stride_h, stride_w), 0, (dilation_h, dilation_w))
     return activate(normalize(x, bn_weight, bn_bias, bn_mean, bn_var, bn_eps), activation)

@@ -18,7 +18,7 @@ import torchvision
 
 from mnv3_fast.engine.kinds import BLOCK, LINEAR, POOL, STEM
 from mnv3_fast.models.description import describe_net
-from mnv3_fast.ops.elements import output_size
+from mnv3_fast.ops.elements import convolved_size
 from mnv3_fast.ops.inverted_residual.layout import HAS_BATCH_NORM, unflatten
 from mnv3_fast.ops.network.layout import Stage
 
@@ -93,7 +93,8 @@ def layers_of(stages: Sequence[Stage], shape: Sequence[int]) -> list[Layer]:
         if stage.kind == BLOCK:
             found += _block(f"b{blocks}", stage, n, channels, height, width)
             blocks += 1
-            size = _window(height, width, stage.tensors[_depthwise_index(stage)].shape, stage.spec[5:13])
+            kernel = stage.tensors[_depthwise_index(stage)].shape[2:]
+            size = convolved_size((height, width), kernel, stage.spec[5:13])
             channels = _project_channels(stage)
             height, width = size
         elif stage.kind == POOL:
@@ -106,7 +107,7 @@ def layers_of(stages: Sequence[Stage], shape: Sequence[int]) -> list[Layer]:
             linears += kind == "linear"
             input = n * channels * pixels
             if kind == "stem":
-                height, width = _window(height, width, weight.shape, stage.window())
+                height, width = convolved_size((height, width), weight.shape[2:], stage.window())
             output = n * outputs * height * width
             macs = output * weight[0].numel()
             normed = bool(stage.spec[0] & HAS_BATCH_NORM)
@@ -127,7 +128,7 @@ def _block(name: str, stage: Stage, n: int, channels: int, height: int, width: i
             f"{name}.expand", "expand", before, expanded, hidden * channels, hidden, expanded * channels,
             bool(spec[1] & HAS_BATCH_NORM), spec[2] != 0,
         )  # fmt: skip
-    size = _window(height, width, block.depthwise.weight.shape, spec[5:13])
+    size = convolved_size((height, width), block.depthwise.weight.shape[2:], spec[5:13])
     between, after = n * hidden * size[0] * size[1], n * outputs * size[0] * size[1]
     yield Layer(
         f"{name}.depthwise", "depthwise", expanded, between, hidden * taps, hidden, between * taps,
@@ -206,11 +207,3 @@ def _depthwise_index(stage: Stage) -> int:
 
 def _project_channels(stage: Stage) -> int:
     return unflatten(stage.tensors, stage.spec, stage.constants).project.weight.shape[0]
-
-
-def _window(height: int, width: int, weight: Sequence[int], window: Sequence[int]) -> tuple[int, int]:
-    stride_h, stride_w, left, right, top, bottom, dilation_h, dilation_w = window
-    return (
-        output_size(height, weight[2], stride_h, top + bottom, dilation_h),
-        output_size(width, weight[3], stride_w, left + right, dilation_w),
-    )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mnv3_fast.ops.elements import output_size
+from mnv3_fast.ops.elements import convolved_size, resolve_window
 from mnv3_fast.testing.cases import Case
 from tests.gpu.interpreted.harness import cases, check, folded, guarded, start
 
@@ -20,12 +20,11 @@ from mnv3_fast.ops.depthwise_conv import triton_kernel
 
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any, mean: bool = False) -> Any:
     """The raw op by its launch."""
-    norm, eps, window, activation = rest[:4], rest[4], rest[5:13], rest[13]
-    n, c, height, width = x.shape
-    kernel = tuple(weight.shape[2:])
+    norm, eps, activation = rest[:4], rest[4], rest[13]
+    n, c, kernel = *x.shape[:2], tuple(weight.shape[2:])
+    window = resolve_window(x.shape[2:], kernel, rest[5:13])
     folded_weight, folded_bias = folded(weight, bias, norm, eps)
-    out_height = output_size(height, kernel[0], window[0], window[4] + window[5], window[6])
-    out_width = output_size(width, kernel[1], window[1], window[2] + window[3], window[7])
+    out_height, out_width = convolved_size(x.shape[2:], kernel, window)
     with guarded() as memory:
         output = memory.output((n, c, out_height, out_width), x.dtype)
         sums = memory.output(triton_kernel.sums_shape(output, kernel, window), torch.float32) if mean else None

@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor
 
 from mnv3_fast.models.description import describe_net
-from mnv3_fast.ops.elements import output_size
+from mnv3_fast.ops.elements import convolved_size
 from mnv3_fast.testing.cases import Case
 from mnv3_fast.testing.parity import parity_images, parity_model
 from mnv3_fast.testing.tolerance import assert_close_enough, assert_net_equal
@@ -39,11 +39,9 @@ def allocated(arena: Arena) -> Arena:
 def inverted_residual(x: Tensor, tensors: list[Tensor], spec: list[int], constants: list[float]) -> Tensor:
     """The raw op by its launches."""
     block = pack_block(tensors, spec, constants, x.dtype)
-    kernel, window = block.depthwise.kernel, block.depthwise.window
-    height = output_size(x.shape[2], kernel[0], window[0], window[4] + window[5], window[6])
-    width = output_size(x.shape[3], kernel[1], window[1], window[2] + window[3], window[7])
+    size = convolved_size(x.shape[2:], block.depthwise.kernel, block.depthwise.window)
     with guarded() as memory:
-        x, output = memory.input(x), memory.output((x.shape[0], block.project.channels, height, width), x.dtype)
+        x, output = memory.input(x), memory.output((x.shape[0], block.project.channels, *size), x.dtype)
         arena = Arena(x.device)
         block_launches(block, x, output, arena)
         launches = block_launches(block, x, output, allocated(arena))

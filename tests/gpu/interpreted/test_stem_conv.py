@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mnv3_fast.ops.elements import output_size
+from mnv3_fast.ops.elements import convolved_size, resolve_window
 from mnv3_fast.testing.cases import Case
 from tests.gpu.interpreted.harness import GUARD, cases, check, folded, guarded, start
 
@@ -27,15 +27,16 @@ def guarded_as_it_is(x: Tensor) -> Tensor:
 
 def stem_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     """The raw op by its launch."""
-    norm, eps, scale, shift, window, activation = rest[:4], rest[4], rest[5], rest[6], rest[7:15], rest[15]
+    norm, eps, scale, shift, activation = rest[:4], rest[4], rest[5], rest[6], rest[15]
     kernel = tuple(weight.shape[2:])
+    window = resolve_window(x.shape[2:], kernel, rest[7:15])
     folded_weight, folded_bias = folded(weight, bias, norm, eps)
-    out_height = output_size(x.shape[2], kernel[0], window[0], window[4] + window[5], window[6])
-    out_width = output_size(x.shape[3], kernel[1], window[1], window[2] + window[3], window[7])
     if 0 in x.stride():  # broadcast: one copy in memory, as the caller has it
         x = x.clone(memory_format=torch.contiguous_format)
     with guarded() as memory:
-        output = memory.output((x.shape[0], weight.shape[0], out_height, out_width), weight.dtype)
+        output = memory.output(
+            (x.shape[0], weight.shape[0], *convolved_size(x.shape[2:], kernel, window)), weight.dtype
+        )
         packed = memory.input(pack_stem(folded_weight, weight.dtype)), memory.input(folded_bias)
         normalisation = [None if v is None else memory.input(v.float()) for v in (scale, shift)]
         image = guarded_as_it_is(x)

@@ -46,8 +46,8 @@ class Conv2dSame(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Pads and convolves."""
-        top, bottom = same_padding(input.shape[-2], self.kernel_size[0], self.stride[0], self.dilation[0])
-        left, right = same_padding(input.shape[-1], self.kernel_size[1], self.stride[1], self.dilation[1])
+        top, bottom = same_padding(input.shape[-2], self.weight.shape[-2], self.stride[0], self.dilation[0])
+        left, right = same_padding(input.shape[-1], self.weight.shape[-1], self.stride[1], self.dilation[1])
         return self._conv_forward(functional.pad(input, [left, right, top, bottom]), self.weight, self.bias)
 
     def extra_repr(self) -> str:
