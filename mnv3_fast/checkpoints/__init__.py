@@ -6,7 +6,7 @@ from typing import Any
 from torchvision.models.mobilenetv3 import MobileNetV3
 
 from mnv3_fast.checkpoints.files import classes_of, read_checkpoint, state_of
-from mnv3_fast.checkpoints.keys import torchvision_state
+from mnv3_fast.checkpoints.fitting import torchvision_state
 
 __all__ = ["classes_of", "load_into", "read_checkpoint", "torchvision_state"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import logging
 import os
 import pickle
 import re
@@ -18,8 +19,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-STATE_KEYS = ("state_dict", "model", "state_dict_ema")
-"""Where whole-checkpoint files keep the state_dict, in the order in which they are tried."""
+logger = logging.getLogger("mnv3_fast")
+
+EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict")
+STATE_KEYS = ("state_dict", "model")
+"""Where whole-checkpoint files keep averaged weights and the others, in the order in which they are tried."""
+AVERAGING = ("n_averaged", "steps")
+"""What torch's and mmengine's averaged models keep beside the weights."""
 
 
 def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
@@ -61,22 +67,25 @@ def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def state_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The state_dict of a checkpoint's dictionary, without the ``module.`` that DataParallel adds.
+    """The state_dict of a checkpoint's dictionary: its averaged weights (EMA) where it has some, else the others.
+
+    mmengine writes the average into ``state_dict`` and what was trained into ``ema_state_dict``, so of its files
+    ``state_dict`` is taken.
 
     Raises:
         ValueError: if there is none.
     """
-    state: Any = checkpoint
-    for key in STATE_KEYS:
-        if isinstance(checkpoint.get(key), dict):
-            state = checkpoint[key]
-            break
-    if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+    keys = (*STATE_KEYS, *EMA_KEYS) if "message_hub" in checkpoint else (*EMA_KEYS, *STATE_KEYS)
+    place = next((key for key in keys if isinstance(checkpoint.get(key), dict)), None)
+    state: dict[str, Any] = checkpoint if place is None else checkpoint[place]
+    state = {key: value for key, value in state.items() if key not in AVERAGING}
+    if not state or not all(isinstance(key, str) for key in state):
         raise ValueError("checkpoint: it holds no state_dict (names with tensors)")
-    for prefix in ("module.", "network."):  # of DataParallel, and of an ImageClassifier's own state_dict
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return dict(state)
+    if not any(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"checkpoint: it holds no state_dict (names with tensors), but {', '.join(list(state)[:5])}")
+    if place is not None:
+        logger.info("checkpoint: the weights of its %r were taken", place)
+    return state
 
 
 def classes_of(checkpoint: dict[str, Any], count: int) -> tuple[str, ...] | None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from mnv3_fast.checkpoints import read_checkpoint, torchvision_state
 from mnv3_fast.checkpoints.files import state_of
-from mnv3_fast.checkpoints.keys import mmpretrain_names
+from mnv3_fast.checkpoints.keys import naming_of
 from mnv3_fast.models.variants import VARIANTS, build
 from mnv3_fast.testing.parity import randomize_
 
@@ -28,14 +28,16 @@ def model() -> Any:
 def mmpretrain_file(model: Any, path: Path) -> Path:
     """A file as mmpretrain writes it, under its names."""
     state = model.state_dict()
-    renamed = OrderedDict((theirs, state[ours].clone()) for ours, theirs in mmpretrain_names(model).items())
+    renamed = OrderedDict(
+        (theirs, state[ours].clone()) for ours, theirs in naming_of(model.state_dict()).names("mmpretrain").items()
+    )
     torch.save({"meta": {"CLASSES": [f"name {i}" for i in range(1000)]}, "state_dict": renamed}, path)
     return path
 
 
 def test_mmpretrain_names_are_those_of_its_files(model: Any) -> None:
     """Names as they stand in mmpretrain's published files."""
-    names = mmpretrain_names(model)
+    names = naming_of(model.state_dict()).names("mmpretrain")
     assert set(names) == set(model.state_dict())
     assert names["features.0.0.weight"] == "backbone.layer0.conv.weight"
     assert names["features.1.block.0.0.weight"] == "backbone.layer1.depthwise_conv.conv.weight"
@@ -123,10 +125,10 @@ def change(state: dict[str, torch.Tensor], what: str) -> dict[str, torch.Tensor]
     [
         ("missing", "checkpoint: features.0.0.weight is missing"),
         ("shape", r"checkpoint: classifier.3.bias is \[10\], the model's is \[1000\]"),
-        ("more", "checkpoint: 1 entries have no place in the model, such as extra"),
+        ("more", "checkpoint: extra has no place in the model"),
         (
             "foreign",
-            "checkpoint: unknown names .such as encoder.features.0.0.weight.; mmpretrain's or torchvision's fit",
+            "checkpoint: unknown names .such as encoder.features.0.0.weight.; those of torchvision, timm, mmpretrain fit",
         ),
     ],
 )
