@@ -16,6 +16,8 @@ from mnv3_fast.acceleration import accelerate, refresh, restore
 from mnv3_fast.engine.freeze import Engine, freeze
 from mnv3_fast.explanation import explain
 from mnv3_fast.models.builders import mobilenet_v3_large, mobilenet_v3_small
+from mnv3_fast.models.variants import find_variant
+from mnv3_fast.models.zoo import create_model, list_models
 
 __all__ = [
     "Engine",
@@ -25,12 +27,15 @@ __all__ = [
     "accelerate",
     "apis",
     "backend",
+    "create_model",
     "explain",
+    "find_variant",
     "force_backend",
     "force_instruction_set",
     "freeze",
     "instruction_set",
     "instruction_sets",
+    "list_models",
     "missing_reason",
     "mobilenet_v3_large",
     "mobilenet_v3_small",
