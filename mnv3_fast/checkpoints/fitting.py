@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mnv3_fast.checkpoints.keys import COUNTER, FAMILIES, Naming, naming_of, shaped
+from mnv3_fast.checkpoints.matching import classes_in, described, how_to_build, nearest, variants_like
 
 FOREIGN = {
     r"(.*\.)?features\.\d+\.conv\.\d+\.\d+\.weight": "it is MobileNetV2 (torchvision's), not MobileNetV3",
@@ -80,15 +81,40 @@ def fitted(state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> dict[str
     if missing or unexpected:
         words = [_counted(missing, "is missing", "are missing")] if missing else []
         words += [_counted(unexpected, "has no place", "have no place") + " in the model"] if unexpected else []
+        came, ours = to_torchvision(state, source), to_torchvision(expected, target)
+        words += [_what_fits(came, ours)] if variants_like(came) not in ([], variants_like(ours)) else []
         raise ValueError(f"checkpoint: {'; '.join(words)}")
     found = {}
     for ours, key in wanted.items():
         if names[ours] in state:
-            tensor = shaped(_plain(state[names[ours]], names[ours]), ours, target.family)
-            found[key] = _like(tensor, expected[key], names[ours])
+            found[key] = shaped(_plain(state[names[ours]], names[ours], expected[key]), ours, target.family)
         else:
             found[key] = expected[key]
+    _check_shapes(found, expected, {key: names[ours] for ours, key in wanted.items()})
     return found
+
+
+def _check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+    differing = [key for key, tensor in found.items() if tensor.shape != expected[key].shape]
+    if not differing:
+        return
+    key = differing[0]
+    shapes = f"{names[key]} is {list(found[key].shape)}, the model's is {list(expected[key].shape)}"
+    more = f" ({len(differing) - 1} more differ)" if len(differing) > 1 else ""
+    came, wanted = (to_torchvision(state, recognise(state)) for state in (found, expected))
+    raise ValueError(f"checkpoint: {shapes}{more}; {_what_fits(came, wanted)}")
+
+
+def _what_fits(came: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What the checkpoint's network is, what the model is, and how one is built that fits."""
+    classes = classes_in(came)
+    variants, models = variants_like(came), variants_like(wanted)
+    if not variants:
+        return nearest(came)
+    if variants[0] in models:
+        return f"it has {classes} classes, the model {classes_in(wanted)}; a model with num_classes={classes} fits"
+    model = f"the model is {described(models[0])}; " if models else ""
+    return f"it is {described(variants[0])}; {model}{how_to_build(variants[0])} fits"
 
 
 def torchvision_state(state: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
@@ -96,7 +122,7 @@ def torchvision_state(state: Mapping[str, Any], model: nn.Module) -> dict[str, T
     return fitted(state, model.state_dict())
 
 
-def _plain(tensor: Any, name: str) -> Tensor:
+def _plain(tensor: Any, name: str, expected: Tensor) -> Tensor:
     good = (
         isinstance(tensor, Tensor)
         and tensor.layout is torch.strided
@@ -104,15 +130,9 @@ def _plain(tensor: Any, name: str) -> Tensor:
     )
     if not good:
         raise ValueError(f"checkpoint: {name} is no dense tensor of real numbers")
-    return tensor
-
-
-def _like(tensor: Tensor, expected: Tensor, name: str) -> Tensor:
     if expected.is_floating_point() and not tensor.is_floating_point():
         dtype = str(tensor.dtype).removeprefix("torch.")
         raise ValueError(f"checkpoint: {name} is {dtype}, no floating-point tensor")
-    if tensor.shape != expected.shape:
-        raise ValueError(f"checkpoint: {name} is {list(tensor.shape)}, the model's is {list(expected.shape)}")
     return tensor
 
 
