@@ -14,6 +14,7 @@ from mnv3_fast.checkpoints.matching import variant_named
 from mnv3_fast.checkpoints.values import contents
 from mnv3_fast.models.variants import Variant
 
+CHOICES = {"padding": ("symmetric", "same"), "interpolation": ("nearest", "bilinear", "bicubic", "lanczos", "box")}
 METADATA = "its metadata"
 MOST_TEXT = 100_000
 """Of a configuration: Python's parser is not made for hostile text of any length."""
@@ -41,11 +42,6 @@ class Facts:
     interpolation: str | None = None
     classes: tuple[str, ...] | None = None
 
-    def over(self, others: Facts) -> Facts:
-        """These, and where nothing is said the others'."""
-        said = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(others, **{name: value for name, value in said.items() if value is not None})
-
 
 COMPARED = ("bn_eps", "bn_momentum", "padding", "gate_slope", "mean", "std", "resize", "crop", "interpolation")
 """What a variant says, too."""
@@ -68,6 +64,20 @@ def facts_of_variant(variant: Variant) -> Facts:
         "the table", variant.name, variant.bn_eps, variant.bn_momentum, variant.padding, variant.gate_slope,
         tuple(how.mean), tuple(how.std), how.resize, how.crop, how.interpolation,
     )  # fmt: skip
+
+
+def adjusted(variant: Variant, facts: Facts) -> Variant:
+    """A variant with what a file says that its network was trained with."""
+    how = variant.preprocessing
+    names = ("resize", "crop", "interpolation", "mean", "std")
+    return replace(
+        variant,
+        bn_eps=variant.bn_eps if facts.bn_eps is None else facts.bn_eps,
+        bn_momentum=variant.bn_momentum if facts.bn_momentum is None else facts.bn_momentum,
+        padding=facts.padding or variant.padding,
+        gate_slope=variant.gate_slope if facts.gate_slope is None else facts.gate_slope,
+        preprocessing=replace(how, **{name: value for name in names if (value := getattr(facts, name)) is not None}),
+    )
 
 
 def facts_of(checkpoint: Mapping[str, Any], path: Path | None = None) -> Facts:
@@ -128,6 +138,8 @@ def _from_metadata(ours: Mapping[str, Any]) -> Facts:
                 value = _numbers(value)
             else:
                 value = _of_kind(value, kinds.get(field.name, float))
+            if field.name in CHOICES and value not in CHOICES[field.name]:
+                value = None
         except (TypeError, ValueError, RecursionError):
             value = None
         if value is None:
@@ -222,10 +234,10 @@ def _known(name: str | None) -> str | None:
 
 
 def _of_kind(value: Any, kind: type) -> Any:
-    """A value of a kind, else None; whole numbers are floats, too."""
+    """A value of a kind, else None; whole numbers are floats, too. Numbers are finite and not negative."""
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
         return None
-    return kind(value) if kind is not int or value < 1 << 31 else None
+    return kind(value) if kind is str or 0 <= value < 1 << 31 else None
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:

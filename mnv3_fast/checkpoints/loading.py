@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
@@ -84,17 +84,6 @@ def _built(checkpoint: Checkpoint) -> nn.Module:
             f"checkpoint: it is {described(variant)} without its last layer, which no network can be built from; "
             "give a model that has none, either"
         )
-    facts = checkpoint.facts
-    wrong = differences(facts, facts_of_variant(variant))
-    if wrong and facts.source == METADATA:
-        name, came, wanted = wrong[0]
-        raise ValueError(
-            f"checkpoint: its metadata contradicts itself: {name} is {came}, that of {variant.name} is {wanted}; "
-            "mnv3-fast verify --checkpoint says more"
-        )
-    variant = replace(  # what a training was told
-        variant, bn_eps=facts.bn_eps or variant.bn_eps, bn_momentum=facts.bn_momentum or variant.bn_momentum
-    )
     model = build(variant, classes).eval()
     model.load_state_dict(fitted(checkpoint.state, model.state_dict()))
     _note(model, checkpoint, variant, why)
@@ -118,7 +107,7 @@ def _load(model: nn.Module, checkpoint: Checkpoint) -> None:
 def _check_rules(model: nn.Module, checkpoint: Checkpoint, variant: Variant) -> None:
     """The model computes with the eps, padding and gate that the weights were trained with, as far as that is known."""
     facts, rules = checkpoint.facts, model_rules(model)
-    wrong = differences(rules, facts.over(facts_of_variant(variant)))
+    wrong = differences(rules, facts_of_variant(variant))
     if not wrong:
         return
     if facts.variant is None and facts.bn_eps is None:  # then any that its tensors and names allow

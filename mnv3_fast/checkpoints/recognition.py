@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from mnv3_fast.checkpoints.downloads import local_path
-from mnv3_fast.checkpoints.facts import Facts, differences, facts_of, facts_of_variant
+from mnv3_fast.checkpoints.facts import Facts, adjusted, differences, facts_of, facts_of_variant
 from mnv3_fast.checkpoints.files import read_checkpoint, state_of
 from mnv3_fast.checkpoints.fitting import recognise, to_torchvision
 from mnv3_fast.checkpoints.matching import (
@@ -67,7 +67,13 @@ def open_checkpoint(source: str | os.PathLike[str] | Mapping[str, Any]) -> Check
 
 
 def chosen_variant(checkpoint: Checkpoint, name: str | None = None) -> tuple[Variant, str]:
-    """The variant that a checkpoint is of, and why that one.
+    """As :func:`table_variant`, with the eps, padding, slope and preprocessing that the file itself tells."""
+    variant, why = table_variant(checkpoint, name)
+    return adjusted(variant, checkpoint.facts), why
+
+
+def table_variant(checkpoint: Checkpoint, name: str | None = None) -> tuple[Variant, str]:
+    """The variant of the table that a checkpoint is of, and why that one.
 
     Args:
         checkpoint: its names do not matter, its shapes do.
