@@ -42,6 +42,11 @@ class Facts:
     interpolation: str | None = None
     classes: tuple[str, ...] | None = None
 
+    def over(self, others: Facts) -> Facts:
+        """These, and where nothing is said the others'."""
+        said = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(others, **{name: value for name, value in said.items() if value is not None})
+
 
 COMPARED = ("bn_eps", "bn_momentum", "padding", "gate_slope", "mean", "std", "resize", "crop", "interpolation")
 """What a variant says, too."""

@@ -47,8 +47,8 @@ def recognise(state: Mapping[str, Any], what: str = "checkpoint") -> Naming:
 
 def to_torchvision(state: Mapping[str, Tensor], naming: Naming) -> dict[str, Tensor]:
     """The entries of a state_dict that have a place in a network, under torchvision's names, in its order."""
-    names = naming.names()
-    return {ours: shaped(state[theirs], ours, "torchvision") for ours, theirs in names.items() if theirs in state}
+    found = {ours: state.get(theirs) for ours, theirs in naming.names().items()}
+    return {ours: shaped(tensor, ours, "torchvision") for ours, tensor in found.items() if isinstance(tensor, Tensor)}
 
 
 def from_torchvision(state: Mapping[str, Tensor], naming: Naming, family: str) -> dict[str, Tensor]:
