@@ -13,6 +13,7 @@ from mnv3_fast._library import (
 )
 from mnv3_fast._version import __version__
 from mnv3_fast.acceleration import accelerate, refresh, restore
+from mnv3_fast.checkpoints import load_checkpoint
 from mnv3_fast.engine.chain import EngineChain
 from mnv3_fast.engine.engine import Engine
 from mnv3_fast.engine.freeze import freeze
@@ -39,6 +40,7 @@ __all__ = [
     "instruction_set",
     "instruction_sets",
     "list_models",
+    "load_checkpoint",
     "missing_reason",
     "mobilenet_v3_large",
     "mobilenet_v3_small",

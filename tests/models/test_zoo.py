@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import nn
@@ -57,6 +58,23 @@ def test_weights(trained: dict[str, torch.Tensor]) -> None:
         assert same(model, trained)
         assert model.training
     assert_runs_fused(model.eval(), parity_images(1, 64))
+
+
+def test_weights_under_timms_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tag's file of timm's own names, of another number of classes than the variant's."""
+    name, tag = "mobilenetv3_large_100", "miil_in21k"
+    theirs = timm.create_model(name, num_classes=11221)
+    torch.save(theirs.state_dict(), tmp_path / "file.pth")
+    row = VARIANTS[name]
+    files = tuple(replace(weights, url=(tmp_path / "file.pth").as_uri()) for weights in row.weights)
+    monkeypatch.setitem(VARIANTS, name, replace(row, weights=files))
+    model = mnv3_fast.create_model("mobilenetv3_large_100_miil_in21k", weights="DEFAULT")
+    assert torch.equal(model.classifier[3].weight, theirs.classifier.weight)
+    assert torch.equal(
+        mnv3_fast.create_model(name, weights=tag, num_classes=5).features[0][0].weight, theirs.conv_stem.weight
+    )
+    with pytest.raises(ValueError, match="11221"):
+        mnv3_fast.create_model(name, weights="DEFAULT")
 
 
 def test_nothing_is_read_unasked(trained: dict[str, torch.Tensor], tmp_path: Path) -> None:
