@@ -13,11 +13,14 @@ from mnv3_fast._library import (
 )
 from mnv3_fast._version import __version__
 from mnv3_fast.acceleration import accelerate, refresh, restore
+from mnv3_fast.checkpoints import load_checkpoint
 from mnv3_fast.engine.chain import EngineChain
 from mnv3_fast.engine.engine import Engine
 from mnv3_fast.engine.freeze import freeze
 from mnv3_fast.explanation import explain
 from mnv3_fast.models.builders import mobilenet_v3_large, mobilenet_v3_small
+from mnv3_fast.models.variants import find_variant
+from mnv3_fast.models.zoo import create_model, list_models
 
 __all__ = [
     "Engine",
@@ -28,12 +31,16 @@ __all__ = [
     "accelerate",
     "apis",
     "backend",
+    "create_model",
     "explain",
+    "find_variant",
     "force_backend",
     "force_instruction_set",
     "freeze",
     "instruction_set",
     "instruction_sets",
+    "list_models",
+    "load_checkpoint",
     "missing_reason",
     "mobilenet_v3_large",
     "mobilenet_v3_small",

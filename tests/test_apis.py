@@ -158,7 +158,7 @@ def test_bad_input(classifier: ImageClassifier, tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no image")
     for call, kind, message in (
         (lambda: init_model(3), TypeError, "init_model: config must be a name or a path, got int"),
-        (lambda: init_model("resnet18.py"), ValueError, "unknown model 'resnet18'; there are mobilenet-v3-small-050"),
+        (lambda: init_model("resnet18.py"), ValueError, "unknown model 'resnet18'; there are mobilenet_v3_large"),
         (lambda: init_model(NAME, tmp_path / "none.pth"), FileNotFoundError, "checkpoint: there is no file"),
         (lambda: inference_model(torch.nn.Identity(), "a.jpg"), TypeError, "model must come from init_model"),
         (lambda: inference_model(classifier, tmp_path / "none.jpg"), ValueError, "none.jpg: there is no such file"),

@@ -23,7 +23,7 @@ Ends with status 0; 2 for bad arguments."""
 
 
 def explain(
-    model: Annotated[str, typer.Option(help="a name that `mnv3-fast info` lists")] = "large",
+    model: Annotated[str, typer.Option(help="a name that `mnv3-fast info --models` lists, or large, small")] = "large",
     batch: Annotated[int, typer.Option(help="images a call")] = 1,
     size: Annotated[int, typer.Option(help="side of the images")] = 224,
     threads: Annotated[int, typer.Option(help="intra-op threads")] = 1,

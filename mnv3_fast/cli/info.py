@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 import torchvision
 import typer
+from rich.box import SIMPLE
 from rich.table import Table
 
 from mnv3_fast import _library
@@ -20,13 +21,21 @@ mnv3-fast info
 
 mnv3-fast info --json
 
+mnv3-fast info --models
+
 Ends with status 0."""
 
 
-def info(json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
-    """Show versions, the kernels that were built, the instruction set in use, and what is missing."""
-    from mnv3_fast.cli.models import model_names
+def info(
+    models: Annotated[bool, typer.Option("--models", help="the table of all models instead")] = False,
+    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Show versions, the kernels that were built, the instruction set in use, and what is missing; or all models."""
+    from mnv3_fast.models.zoo import list_models
 
+    if models:
+        show_models(json)
+        return
     rows = {
         "mnv3_fast": __version__,
         "torch": torch.__version__,
@@ -38,7 +47,7 @@ def info(json: Annotated[bool, typer.Option("--json", help="print JSON")] = Fals
         "instruction sets": list(_library.instruction_sets()),
         "in use": _library.instruction_set(),
         "missing": None if _library.EXTENSION else f"compiled kernels: {_library.missing_reason()}",
-        "models": model_names(),
+        "models": list_models(),
     }
     if json:
         print_json(rows)
@@ -48,3 +57,16 @@ def info(json: Annotated[bool, typer.Option("--json", help="print JSON")] = Fals
         if value not in (None, []):
             table.add_row(name, ", ".join(value) if isinstance(value, list) else str(value))
     show(table)
+
+
+def show_models(json: bool) -> None:
+    """Parameters, multiply-adds and published results of every model."""
+    from mnv3_fast.models import table
+
+    if json:
+        print_json({"rule": table.RULE, "models": table.records()})
+        return
+    found = Table(*table.HEAD, caption=table.RULE, box=SIMPLE)
+    for line in table.lines():
+        found.add_row(*line)
+    show(found)

@@ -30,9 +30,9 @@ cannot be written; 130 after Ctrl-C (what was written stays, --resume goes on)."
 
 def predict(
     images: Annotated[list[str], typer.Argument(help="files, folders and globs", metavar="IMAGE|FOLDER|GLOB...")],
-    model: Annotated[str, typer.Option(help="large, small or the name of a configuration (mnv3-fast info)")] = "large",
+    model: Annotated[str, typer.Option(help="a name that `mnv3-fast info --models` lists, or large, small")] = "large",
     weights: Annotated[
-        str | None, typer.Option(help="of torchvision, DEFAULT or a name, downloaded; or random, for a trial")
+        str | None, typer.Option(help="DEFAULT or a tag of the model's weights, downloaded; or random, for a trial")
     ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="a file or a URL")] = None,
     top: Annotated[int, typer.Option(help="classes an image")] = 5,
@@ -109,7 +109,7 @@ def load_classifier(model: str, weights: str | None, checkpoint: str | None) -> 
         fail("--weights and --checkpoint exclude each other")
     if weights is None and checkpoint is None:
         fail(
-            "predict needs trained weights: --weights DEFAULT downloads torchvision's, --checkpoint names a file "
+            "predict needs trained weights: --weights DEFAULT downloads the model's, --checkpoint names a file "
             "(--weights random is for a trial: its classes mean nothing)"
         )
     try:

@@ -24,6 +24,7 @@ from mnv3_fast.cli.common import (
     write_json,
     writing,
 )
+from mnv3_fast.cli.verify_checkpoint import verify_checkpoint
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 EPILOG = """Examples:
@@ -34,20 +35,32 @@ mnv3-fast verify --json
 
 mnv3-fast verify --device cuda --dtype float16
 
-Ends with status 0 if everything is equal and every planted fault is found, else 1; 2 without the GPU that was asked
-for; 3 if the report cannot be written."""
+mnv3-fast verify --checkpoint model.safetensors --model mobilenetv3_large_100
+
+Ends with status 0 if everything is equal and every planted fault is found (of a checkpoint: if nothing is found), else
+1; 2 without the GPU that was asked for, or for a checkpoint that cannot be read; 3 if the report cannot be written."""
 
 
 def verify(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
     dtype: Annotated[list[str], typer.Option(help="float32, float16, bfloat16; of a GPU; may be repeated")] = [],  # noqa: B006
     output: Annotated[Path, typer.Option(help="folder for the report of a GPU")] = Path("mnv3-fast-verify"),
+    checkpoint: Annotated[str | None, typer.Option(help="look for faults in this file instead")] = None,
+    model: Annotated[str | None, typer.Option(help="what the checkpoint should be of (mnv3-fast info)")] = None,
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Compare every op and both networks with torch on this machine, planted faults included. Takes some minutes.
 
-    Of a GPU it writes verify.json and verify.txt, to be attached to a bug report.
+    Of a GPU it writes verify.json and verify.txt, to be attached to a bug report. With --checkpoint it looks for faults
+    in a file: wrong eps, padding, mean and std, scaling, dead or untouched BatchNorm, NaN.
     """
+    if checkpoint is not None:
+        if device != "cpu" or dtype:
+            fail("--checkpoint goes without --device and --dtype")
+        verify_checkpoint(checkpoint, model, json)
+        return
+    if model is not None:
+        fail("--model goes with --checkpoint")
     if device == "cpu" and dtype:
         fail("--dtype is for --device cuda; on the CPU there is float32 alone")
     check_choices("--dtype", dtype, tuple(DTYPES))

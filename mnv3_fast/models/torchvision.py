@@ -152,7 +152,7 @@ def read_features(features: nn.Module) -> NetDescription | None:
 def read_children(children: Sequence[nn.Module]) -> NetDescription | None:
     """[stem?, blocks..., tail?], as they follow each other; None if one of them is something else."""
     stem = tail = None
-    blocks: list[BlockDescription] = []
+    blocks: list[BlockDescription | ConvLayer] = []
     for i, child in enumerate(children):
         block = read_block(child)
         if block is not None:
@@ -166,6 +166,8 @@ def read_children(children: Sequence[nn.Module]) -> NetDescription | None:
             stem = layer
         elif kind == "pointwise" and i == len(children) - 1:
             tail = layer
+        elif kind == "pointwise" and blocks:
+            blocks.append(layer)  # a deeper network has several 1x1 convolutions at its end
         else:
             raise Unsupported(f"a {kind} convolution stands at position {i} of the features")
     return NetDescription(stem, tuple(blocks), tail, pooled=False) if stem or blocks or tail else None

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
-from mnv3_fast.checkpoints import read_checkpoint, torchvision_state
+from mnv3_fast.checkpoints import load_into, read_checkpoint, torchvision_state
 from mnv3_fast.checkpoints.files import state_of
-from mnv3_fast.checkpoints.keys import mmpretrain_names
+from mnv3_fast.checkpoints.keys import naming_of
 from mnv3_fast.models.variants import VARIANTS, build
 from mnv3_fast.testing.parity import randomize_
 
@@ -28,14 +31,16 @@ def model() -> Any:
 def mmpretrain_file(model: Any, path: Path) -> Path:
     """A file as mmpretrain writes it, under its names."""
     state = model.state_dict()
-    renamed = OrderedDict((theirs, state[ours].clone()) for ours, theirs in mmpretrain_names(model).items())
+    renamed = OrderedDict(
+        (theirs, state[ours].clone()) for ours, theirs in naming_of(model.state_dict()).names("mmpretrain").items()
+    )
     torch.save({"meta": {"CLASSES": [f"name {i}" for i in range(1000)]}, "state_dict": renamed}, path)
     return path
 
 
 def test_mmpretrain_names_are_those_of_its_files(model: Any) -> None:
     """Names as they stand in mmpretrain's published files."""
-    names = mmpretrain_names(model)
+    names = naming_of(model.state_dict()).names("mmpretrain")
     assert set(names) == set(model.state_dict())
     assert names["features.0.0.weight"] == "backbone.layer0.conv.weight"
     assert names["features.1.block.0.0.weight"] == "backbone.layer1.depthwise_conv.conv.weight"
@@ -67,42 +72,71 @@ def test_reads(kind: str, model: Any, tmp_path: Path, monkeypatch: pytest.Monkey
         assert torch.equal(fresh.state_dict()[key], value), key
 
 
-class Hostile:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.path),)
-
-
-def test_nothing_is_executed(tmp_path: Path) -> None:
-    file, trace = tmp_path / "file.pth", tmp_path / "executed"
-    torch.save({"state_dict": {"a": torch.zeros(1)}, "meta": Hostile(trace)}, file)
-    with pytest.raises(
-        ValueError, match="holds more than tensors, numbers, text and plain containers; nothing in it was executed"
-    ):
-        read_checkpoint(file)
-    assert not trace.exists()
-    torch.load(file, weights_only=False)
-    assert trace.exists(), "the file was harmless, the test shows nothing"
+def of_zip(**entries: bytes) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name.replace("__", "/"), content)
+    return data.getvalue()
 
 
-@pytest.mark.parametrize("damage", ["empty", "text", "truncated", "list", "truncated safetensors", "folder"])
-def test_damaged_files(damage: str, model: Any, tmp_path: Path) -> None:
-    path = tmp_path / ("file.safetensors" if "safetensors" in damage else "file.pth")
-    if damage == "folder":
-        with pytest.raises(FileNotFoundError, match="checkpoint: there is no file"):
-            read_checkpoint(tmp_path)
-        return
-    if damage == "truncated safetensors":
-        save_file(model.state_dict(), path)
-    else:
-        torch.save([1, 2] if damage == "list" else model.state_dict(), path)
-    whole = path.read_bytes()
-    if damage != "list":
-        path.write_bytes({"empty": b"", "text": b"no checkpoint\n" * 9}.get(damage, whole[: len(whole) // 2]))
-    with pytest.raises(ValueError, match=r"checkpoint: .*file\.(pth|safetensors)"):
-        read_checkpoint(path)
+def halved(saved: bytes) -> bytes:
+    return saved[: len(saved) // 2]
+
+
+PAGE = b"<!DOCTYPE html><html><title>404 Not Found</title></html>"
+DAMAGED = {
+    "empty": ("pth", lambda state: b"", "it is empty"),
+    "text": ("pth", lambda state: b"no checkpoint\n" * 9, "is no checkpoint, or is damaged"),
+    "HTML page": ("pth", lambda state: PAGE, "it is an HTML or XML page"),
+    "truncated": ("pth", lambda state: halved(saved(state)), "is damaged: "),
+    "truncated old": ("pth", lambda state: halved(saved(state, old=True)), "bytes"),
+    "one wrong byte": ("pth", lambda state: flipped(saved(state)), "is damaged: Bad CRC-32"),
+    "list": ("pth", lambda state: saved([1, 2]), "holds a list, expected a dictionary of tensors"),
+    "zip of something else": ("pth", lambda state: of_zip(readme=b"hello"), "its first entry is 'readme'"),
+    "Keras": ("pth", lambda state: of_zip(**{"model.weights.h5": b""}), "archive of Keras, .*cannot be read yet"),
+    "TorchScript": ("pth", lambda state: of_zip(a__data_pkl=b"", **{"a/constants.pkl": b""}), "a TorchScript archive, which holds code"),
+    "HDF5": ("h5", lambda state: b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5, as Keras writes it, which cannot be read yet"),
+    "gzip": ("pth", lambda state: gzip.compress(saved(state)), "compressed with gzip"),
+    "git LFS": ("pth", lambda state: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of git LFS"),
+    "tar": ("pth", lambda state: b"storages".ljust(257, b"\0") + b"ustar" + bytes(250), "it is a tar archive"),
+    "safetensors under another name": ("pth", lambda state: save(state), "its name has to end with .safetensors"),
+    "truncated safetensors": ("safetensors", lambda state: halved(save(state)), "is damaged: "),
+    "empty safetensors": ("safetensors", lambda state: b"", "it is empty"),
+    "safetensors that is a page": ("safetensors", lambda state: PAGE, "ends with .safetensors, but it is an HTML"),
+    "safetensors that is a zip": ("safetensors", lambda state: saved(state), "but it is a zip archive, as torch.save writes"),
+    "safetensors that is a pickle": ("safetensors", lambda state: saved(state, old=True), "but it is a pickle, as torch.save writes"),
+    "header of safetensors that claims much": ("safetensors", lambda state: b"\xff" * 7 + b"\x7f{" + bytes(99), "is damaged: "),
+}  # fmt: skip
+
+
+def saved(value: Any, old: bool = False) -> bytes:
+    data = io.BytesIO()
+    torch.save(value, data, _use_new_zipfile_serialization=not old)
+    return data.getvalue()
+
+
+def flipped(data: bytes) -> bytes:
+    place = len(data) // 2  # in the weights
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_and_mislabelled_files(damage: str, model: Any, tmp_path: Path) -> None:
+    suffix, content, message = DAMAGED[damage]
+    path = tmp_path / f"file.{suffix}"
+    path.write_bytes(content(model.state_dict()))
+    fresh = build(SMALL)
+    before = {key: value.clone() for key, value in fresh.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"checkpoint: .*file\.{suffix} .*{message}"):
+        load_into(fresh, path)
+    assert all(torch.equal(value, before[key]) for key, value in fresh.state_dict().items())
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="checkpoint: there is no file .*, it is a folder"):
+        read_checkpoint(tmp_path)
 
 
 def change(state: dict[str, torch.Tensor], what: str) -> dict[str, torch.Tensor]:
@@ -123,10 +157,10 @@ def change(state: dict[str, torch.Tensor], what: str) -> dict[str, torch.Tensor]
     [
         ("missing", "checkpoint: features.0.0.weight is missing"),
         ("shape", r"checkpoint: classifier.3.bias is \[10\], the model's is \[1000\]"),
-        ("more", "checkpoint: 1 entries have no place in the model, such as extra"),
+        ("more", "checkpoint: extra has no place in the model"),
         (
             "foreign",
-            "checkpoint: unknown names .such as encoder.features.0.0.weight.; mmpretrain's or torchvision's fit",
+            "checkpoint: unknown names .such as encoder.features.0.0.weight.; those of torchvision, timm, mmpretrain fit",
         ),
     ],
 )

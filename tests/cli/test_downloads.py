@@ -14,7 +14,9 @@ from PIL import Image
 from skimage import data
 from typer.testing import CliRunner
 
+from mnv3_fast.checkpoints import files
 from mnv3_fast.cli import app
+from mnv3_fast.testing import parity_model
 
 runner = CliRunner()
 OPTIONS = ["--model", "small", "--weights", "DEFAULT", "--json"]
@@ -26,7 +28,27 @@ def photo(tmp_path: Path) -> str:
     return str(tmp_path / "cat.png")
 
 
-def test_a_download_speaks_on_stderr(photo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_downloaded_once_and_said_nothing_of(
+    photo: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    urls: list[str] = []
+
+    def fetch(url: str, path: Path) -> None:
+        urls.append(url)
+        torch.save(parity_model("small").state_dict(), path)
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    monkeypatch.setattr(files, "_fetch", fetch)
+    for _ in range(2):
+        result = runner.invoke(app, ["predict", photo, *OPTIONS])
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.stdout)
+        assert found["path"] == photo
+        assert found["warnings"] == []
+    assert urls == [torchvision.models.MobileNet_V3_Small_Weights.DEFAULT.url]
+
+
+def test_a_download_of_a_demo_speaks_on_stderr(photo: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     build = torchvision.models.get_model
 
     def get_model(name: str, weights: Any) -> torch.nn.Module:
@@ -34,20 +56,24 @@ def test_a_download_speaks_on_stderr(photo: str, monkeypatch: pytest.MonkeyPatch
         return build(name)
 
     monkeypatch.setattr(torchvision.models, "get_model", get_model)
-    result = runner.invoke(app, ["predict", photo, *OPTIONS])
+    monkeypatch.chdir(tmp_path)
+    result = runner.invoke(app, ["demo", photo, "--weights", "DEFAULT", "--seconds", "0.01", "--json"])
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["path"] == photo
+    assert json.loads(result.stdout)
     assert "Downloading ..." in result.stderr
 
 
-def test_a_download_that_fails_names_the_address(photo: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def get_model(name: str, weights: Any) -> torch.nn.Module:
+def test_a_download_that_fails_names_the_address(photo: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr(torchvision.models, "get_model", get_model)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    monkeypatch.setattr(torchvision.models, "get_model", fail)
+    monkeypatch.setattr(files, "_fetch", fail)
     weights = torchvision.models.MobileNet_V3_Small_Weights, torchvision.models.MobileNet_V3_Large_Weights
     verbs = ["predict", photo, *OPTIONS], ["demo", photo, "--weights", "DEFAULT"]
     for verb, known in zip(verbs, weights, strict=True):
         result = runner.invoke(app, verb)
         assert result.exit_code == 2
-        assert f"mnv3-fast: {known.DEFAULT.url} could not be downloaded: no network" in result.stderr
+        assert f"{known.DEFAULT.url} could not be downloaded: " in result.stderr
+        assert "no network" in result.stderr

@@ -215,8 +215,9 @@ def test_classes_of_the_checkpoint(photos: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ([], "predict needs trained weights: --weights DEFAULT downloads"),
-        (["--weights", "NONE"], "--weights NONE does not exist for mobilenet_v3_large; there are DEFAULT"),
-        (["--weights", "random", "--model", "medium"], "--model 'medium' is unknown; there are large, small"),
+        (["--weights", "NONE"], "weights 'NONE' do not exist for mobilenet_v3_large; there are DEFAULT, IMAGENET1K_V1"),
+        (["--weights", "random", "--model", "larger"], "unknown model 'larger'; like it are large; "),
+        (["--weights", "DEFAULT", "--model", "MobileNetV3_small_x1_0"], "are a .pdparams file, which cannot be read: "),
         (["--weights", "random", "--checkpoint", "a.pth"], "--weights and --checkpoint exclude each other"),
         (["--checkpoint", "none.pth"], "checkpoint: there is no file none.pth"),
         ([*RANDOM, "--json", "--csv"], "--json and --csv exclude each other"),

@@ -53,3 +53,16 @@ def assert_same(ours: Any, theirs: Any, strides: bool = True) -> None:
         assert a.shape == b.shape
         assert a.stride() == b.stride() or not strides
         testing.assert_net_equal(a, b)
+
+
+def assert_runs_fused(*models_and_input: Any) -> None:
+    """Models (all arguments but the last, an input) in which torch computes no convolution and no linear layer."""
+    *models, x = models_and_input
+    for model in models:
+        with torch.no_grad():
+            counts = count_ops(lambda model=model: model(x))
+        torchs = [
+            name for name in counts if name.startswith("aten::") and any(w in name for w in ("conv", "mm", "linear"))
+        ]
+        assert not torchs, f"{type(model).__name__} leaves {', '.join(torchs)} to torch"
+        assert any(name.startswith("mnv3_fast::") for name in counts)
