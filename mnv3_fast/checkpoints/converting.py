@@ -179,16 +179,20 @@ def _names_of_classes(checkpoint: Checkpoint, variant: Variant, count: int) -> t
 
 def _notes(checkpoint: Checkpoint, variant: Variant, target: Variant, to: str) -> list[str]:
     eps = variant.bn_eps
+    kinds = {value.dtype for value in checkpoint.torchvision.values() if value.is_floating_point()}
+    others = ", ".join(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32})
+    notes = [f"its weights are {others}, written is float32"] if others else []
     if to == "safetensors" or target.bn_eps == eps:
-        return []
+        return notes
     call = {
         "timm": f"timm.create_model({target.name!r}, bn_eps={eps:g})",
         "torchvision": f"{target.name.partition(' ')[0]}(norm_layer=functools.partial(nn.BatchNorm2d, eps={eps:g}))",
         "mmpretrain": f"model = dict(backbone=dict(norm_cfg=dict(type='BN', eps={eps:g})))",
     }[to]
     return [
+        *notes,
         f"these weights were trained with eps {eps:g} in BatchNorm, {to}'s default for {target.name} is "
-        f"{target.bn_eps:g}: {call}"
+        f"{target.bn_eps:g}: {call}",
     ]
 
 

@@ -88,6 +88,12 @@ def state_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     Raises:
         ValueError: if there is none.
     """
+    for key in (*EMA_KEYS, *STATE_KEYS):
+        if isinstance(checkpoint.get(key), Placeholder):
+            raise ValueError(
+                f"checkpoint: its {key!r} is {checkpoint[key]}, which could only be made by running its code; "
+                "save the model's state_dict()"
+            )
     keys = (*STATE_KEYS, *EMA_KEYS) if "message_hub" in checkpoint else (*EMA_KEYS, *STATE_KEYS)
     place = next((key for key in keys if isinstance(checkpoint.get(key), dict)), None)
     state: dict[str, Any] = checkpoint if place is None else checkpoint[place]

@@ -82,7 +82,7 @@ def fitted(state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> dict[str
         words = [_counted(missing, "is missing", "are missing")] if missing else []
         words += [_counted(unexpected, "has no place", "have no place") + " in the model"] if unexpected else []
         came, ours = to_torchvision(state, source), to_torchvision(expected, target)
-        words += [_what_fits(came, ours)] if variants_like(came) not in ([], variants_like(ours)) else []
+        words += [_what_fits(came, ours, source.family)] if variants_like(came) not in ([], variants_like(ours)) else []
         raise ValueError(f"checkpoint: {'; '.join(words)}")
     found = {}
     for ours, key in wanted.items():
@@ -90,11 +90,13 @@ def fitted(state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> dict[str
             found[key] = shaped(_plain(state[names[ours]], names[ours], expected[key]), ours, target.family)
         else:
             found[key] = expected[key]
-    _check_shapes(found, expected, {key: names[ours] for ours, key in wanted.items()})
+    _check_shapes(found, expected, {key: names[ours] for ours, key in wanted.items()}, source.family)
     return found
 
 
-def _check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+def _check_shapes(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], names: Mapping[str, str], family: str
+) -> None:
     differing = [key for key, tensor in found.items() if tensor.shape != expected[key].shape]
     if not differing:
         return
@@ -102,10 +104,10 @@ def _check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], n
     shapes = f"{names[key]} is {list(found[key].shape)}, the model's is {list(expected[key].shape)}"
     more = f" ({len(differing) - 1} more differ)" if len(differing) > 1 else ""
     came, wanted = (to_torchvision(state, recognise(state)) for state in (found, expected))
-    raise ValueError(f"checkpoint: {shapes}{more}; {_what_fits(came, wanted)}")
+    raise ValueError(f"checkpoint: {shapes}{more}; {_what_fits(came, wanted, family)}")
 
 
-def _what_fits(came: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+def _what_fits(came: Mapping[str, Tensor], wanted: Mapping[str, Tensor], family: str) -> str:
     """What the checkpoint's network is, what the model is, and how one is built that fits."""
     classes = classes_in(came)
     variants, models = variants_like(came), variants_like(wanted)
@@ -113,8 +115,9 @@ def _what_fits(came: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
         return nearest(came)
     if variants[0] in models:
         return f"it has {classes} classes, the model {classes_in(wanted)}; a model with num_classes={classes} fits"
+    variant = next((variant for variant in variants if variant.family == family), variants[0])
     model = f"the model is {described(models[0])}; " if models else ""
-    return f"it is {described(variants[0])}; {model}{how_to_build(variants[0])} fits"
+    return f"it is {described(variant)}; {model}{how_to_build(variant)} fits"
 
 
 def torchvision_state(state: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:

@@ -17,6 +17,8 @@ from mnv3_fast.checkpoints.values import (
     strided,
 )
 
+ENTRY_BYTES = 128
+"""Of an entry of a dictionary, about."""
 _PLAIN = (str, int, float, bool, bytes, type(None), Name, Placeholder)
 
 
@@ -48,7 +50,7 @@ def _set(machine: Machine, items: Any = ()) -> set[Any]:
 def _counted(machine: Machine, items: Any) -> None:
     if type(items) not in (list, tuple):
         raise Refused(f"it makes a container of a {type(items).__name__}")
-    machine.copied(len(items))
+    machine.copied(ENTRY_BYTES * len(items))
 
 
 def _encode(machine: Machine, text: str, encoding: str) -> bytes:

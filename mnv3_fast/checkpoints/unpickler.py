@@ -22,7 +22,7 @@ from mnv3_fast.checkpoints.values import STORAGES, Name, Pending, Placeholder, R
 MOST_OPCODES = 4_000_000
 """A checkpoint has some ten thousand; an opcode of one byte may take 200 bytes of memory."""
 MOST_COPIED = 1 << 28
-"""Bytes and entries that a pickle may have copied again and again from what it memoized."""
+"""Bytes that a pickle may have copied, again and again, from what it memoized."""
 
 
 class Unpickler:

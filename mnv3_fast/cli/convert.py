@@ -22,7 +22,7 @@ cannot be written. Whenever it is not 0, nothing has been written."""
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="a file of torch.save or safetensors", metavar="IN")],
+    source: Annotated[str, typer.Argument(help="a file of torch.save or safetensors, or its URL", metavar="IN")],
     output: Annotated[Path, typer.Argument(help="the file to write", metavar="OUT")],
     to: Annotated[str, typer.Option(help="torchvision, timm, mmpretrain or safetensors (which load_checkpoint reads)")],
     model: Annotated[
@@ -41,7 +41,7 @@ def convert(
     if output.exists() and not force:
         fail(f"OUT {output} exists; --force replaces it")
     try:
-        checkpoint = open_checkpoint(str(source))
+        checkpoint = open_checkpoint(source)
         with writing(output):
             done = converting.convert(checkpoint, output, to, model)
     except converting.NotEqual as error:
@@ -55,7 +55,7 @@ def convert(
         words = "timm is not installed, so only tensors were compared; with it, both networks are"
         errors.print(f"mnv3-fast: {words}", highlight=False, soft_wrap=True, markup=False)
     if json:
-        record = {"in": str(source), "out": str(output), "to": to, "family": done.family, "variant": done.variant.name}
+        record = {"in": source, "out": str(output), "to": to, "family": done.family, "variant": done.variant.name}
         print_json(record | {"why": done.why, "notes": done.notes, "certificate": asdict(certificate)})
         return
     table = Table(show_header=False)

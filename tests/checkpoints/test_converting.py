@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
@@ -77,6 +77,15 @@ def test_full_circle(size: str, tmp_path: Path) -> None:
     assert list(state) == list(model.state_dict())
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert torch.equal(logits(again), logits(model))
+
+
+def test_half_precision_is_told(tmp_path: Path) -> None:
+    model = parity("mobilenet_v3_small (width_mult=0.35)", 3)
+    torch.save(model.half().state_dict(), tmp_path / "half.pth")
+    assert "its weights are float16, written is float32" in convert(
+        tmp_path / "half.pth", tmp_path / "out.pth", "--to", "torchvision"
+    )
+    assert torch.load(tmp_path / "out.pth")["classifier.3.weight"].dtype is torch.float32
 
 
 @pytest.mark.parametrize("width", ["050", "075"])
@@ -228,7 +237,24 @@ def test_without_timm(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "not compared" in said and "tensors equal bit by bit\t244" in said
 
 
-@pytest.mark.parametrize("out", ["out.pth", pytest.param("out.safetensors", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("out", ["out.pth", "out.safetensors"])
+def test_what_libraries_raise_on_a_full_disk(
+    out: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a process on a full disk below, without the process."""
+
+    def full(state: Any, path: Path, *rest: Any) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("No space") if out.endswith("safetensors") else RuntimeError("PytorchStreamWriter failed")
+
+    monkeypatch.setattr(converting, "save_file", full)
+    monkeypatch.setattr(torch, "save", full)
+    assert "cannot be written" in convert(files / "good.pth", tmp_path / out, "--to", "timm", status=3)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("out", ["out.pth", "out.safetensors"])
 def test_a_full_disk(out: str, files: Path, tmp_path: Path) -> None:
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import nn
 import mnv3_fast
 from mnv3_fast.checkpoints.fitting import from_torchvision, recognise
 from mnv3_fast.checkpoints.matching import variant_named
-from mnv3_fast.models.variants import build
+from mnv3_fast.models.variants import VARIANTS, build
 from mnv3_fast.testing.parity import parity_images, randomize_
 
 IMAGES = parity_images(2, 97, 65, seed=5)
@@ -202,6 +203,26 @@ def test_what_no_variant_is(models: dict[str, nn.Module]) -> None:
         match="its tensors are none of mobilenetv3_small_075 .*, which it was named; they are those of mobilenetv3_small_050",
     ):
         mnv3_fast.load_checkpoint({"state_dict": state, "arch": "mobilenetv3_small_075"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenetv3_rw", "MobileNetV3_small_x0_35", *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS)],
+)
+def test_every_variant_is_found_by_its_name(name: str) -> None:
+    """As our training writes it; through timm's names, too, which all graphs have."""
+    state = build(variant_named(name), 3).state_dict()
+    for content in (state, from_torchvision(state, recognise(state), "timm")):
+        found = mnv3_fast.load_checkpoint({"state_dict": content, "meta": {"variant": name}})
+        assert found.checkpoint_source.variant.name == name
+        assert all(torch.equal(value, state[key]) for key, value in found.state_dict().items())
+
+
+def test_loaded_models_are_copied_and_saved(models: dict[str, nn.Module], tmp_path: Path) -> None:
+    found = mnv3_fast.load_checkpoint(models["mobilenetv3_small_050"].state_dict())
+    torch.save(copy.deepcopy(found), tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert again.checkpoint_source == found.checkpoint_source and torch.equal(logits(again), logits(found))
 
 
 def test_a_model_that_computes_otherwise(models: dict[str, nn.Module], caplog: pytest.LogCaptureFixture) -> None:
