@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from mnv3_fast.acceleration import accelerate
 from mnv3_fast.checkpoints import classes_of, load_into
 from mnv3_fast.models.preprocessing import image_of, scale_and_shift
-from mnv3_fast.models.variants import Variant, build, find_variant
+from mnv3_fast.models.variants import Variant, build, variant_of
 
 __all__ = ["DataPreprocessor", "ImageClassifier", "inference_model", "init_model"]
 
@@ -131,9 +130,7 @@ def init_model(
         ValueError: for an unknown config, or a checkpoint that does not fit or may not be read.
         FileNotFoundError: if the checkpoint does not exist.
     """
-    if not isinstance(config, (str, os.PathLike)):
-        raise TypeError(f"init_model: config must be a name or a path, got {type(config).__name__}")
-    variant = find_variant(PurePosixPath(os.fspath(config).replace("\\", "/")).name.removesuffix(".py"))
+    variant = variant_of(config, "init_model")
     model = ImageClassifier(variant, variant.classes())
     if checkpoint is None:
         name = os.fspath(config)

@@ -6,8 +6,10 @@ Sources: Howard et al. 2019 (tables 1 and 2); mmpretrain ``configs/mobilenet_v3`
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import partial
+from pathlib import PurePosixPath
 
 from torch import nn
 from torchvision.models._meta import _IMAGENET_CATEGORIES
@@ -44,7 +46,10 @@ class BlockRow:
 
 @dataclass(frozen=True)
 class Variant:
-    """One network. ``published`` are top-1, top-5 (%), parameters (M) and FLOPs (G) as its authors state them."""
+    """One network. ``published`` are top-1, top-5 (%), parameters (M) and FLOPs (G) as its authors state them.
+
+    ``padding`` is "symmetric" or "same" (TensorFlow's), ``gate_slope`` that of squeeze-excite's hard sigmoid.
+    """
 
     name: str
     blocks: tuple[BlockRow, ...]
@@ -57,6 +62,9 @@ class Variant:
     preprocessing: Preprocessing
     published: tuple[float, float, float, float] | None
     aliases: tuple[str, ...] = ()
+    family: str = "mmpretrain"
+    padding: str = "symmetric"
+    gate_slope: float = 1 / 6
 
     def classes(self) -> tuple[str, ...]:
         """The names of its classes: ImageNet's or CIFAR-10's."""
@@ -127,6 +135,23 @@ def find_variant(name: str) -> Variant:
     raise ValueError(f"unknown model {name!r}; there are {', '.join(VARIANTS)}")
 
 
+def variant_of(config_or_name: str | os.PathLike[str], function: str = "variant_of") -> Variant:
+    """The variant of a name, of an alias, or of a path whose file name is one; the file itself is not read.
+
+    Args:
+        config_or_name: such as ``mobilenet-v3-small-050_8xb128_in1k`` or
+            ``configs/mobilenet_v3/mobilenet-v3-small-050_8xb128_in1k.py``.
+        function: who asks, for the message of an error.
+
+    Raises:
+        TypeError: for what is no name and no path.
+        ValueError: for an unknown name; the message lists the names.
+    """
+    if not isinstance(config_or_name, (str, os.PathLike)):
+        raise TypeError(f"{function}: config must be a name or a path, got {type(config_or_name).__name__}")
+    return find_variant(PurePosixPath(os.fspath(config_or_name).replace("\\", "/")).name.removesuffix(".py"))
+
+
 def make_divisible(channels: float, divisor: int = 8) -> int:
     """The multiple of ``divisor`` nearest to ``channels``, never less than 90% of it."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
@@ -153,13 +178,19 @@ def block_settings(variant: Variant) -> list[InvertedResidualConfig]:
     return settings
 
 
-def build(variant: Variant) -> MobileNetV3:
-    """A fresh network of torchvision's classes, not accelerated, in training mode."""
+def build(variant: Variant, num_classes: int | None = None, dropout: float | None = None) -> MobileNetV3:
+    """A fresh network of torchvision's classes, not accelerated, in training mode.
+
+    Args:
+        variant: what to build.
+        num_classes: outputs of the last layer, else the variant's.
+        dropout: probability in the classifier, else the variant's.
+    """
     norm = partial(nn.BatchNorm2d, eps=variant.bn_eps, momentum=variant.bn_momentum)
     return MobileNetV3(
         block_settings(variant),
         variant.last_channel,
-        num_classes=variant.num_classes,
+        num_classes=variant.num_classes if num_classes is None else num_classes,
         norm_layer=norm,
-        dropout=variant.dropout,
+        dropout=variant.dropout if dropout is None else dropout,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mnv3_fast
-from mnv3_fast.models.variants import VARIANTS, build, find_variant, make_divisible
+from mnv3_fast.models.variants import VARIANTS, build, find_variant, make_divisible, variant_of
 from mnv3_fast.testing import parity_images
 from mnv3_fast.testing.parity import randomize_
 from mnv3_fast.testing.tolerance import NET_LIMIT, relative_error
@@ -104,3 +106,17 @@ def test_names() -> None:
 @pytest.mark.parametrize(("channels", "expected"), [(36, 40), (18, 24), (8, 8), (3, 8), (58.67, 56), (12, 16)])
 def test_make_divisible(channels: float, expected: int) -> None:
     assert make_divisible(channels) == expected
+
+
+def test_variant_of_a_path() -> None:
+    small = VARIANTS["mobilenet-v3-small-050_8xb128_in1k"]
+    for name in (small.name, Path("configs") / f"{small.name}.py", f"C:\\configs\\{small.aliases[0]}.py"):
+        assert variant_of(name) is small
+    with pytest.raises(TypeError, match="train: config must be a name or a path, got int"):
+        variant_of(3, "train")  # type: ignore[arg-type]
+
+
+def test_other_classes_and_dropout() -> None:
+    model = build(VARIANTS["mobilenet-v3-small-050_8xb128_in1k"], num_classes=7, dropout=0.5)
+    assert model.classifier[3].out_features == 7
+    assert model.classifier[2].p == 0.5
