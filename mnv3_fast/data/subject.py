@@ -76,6 +76,7 @@ def load_subject(
     about = {
         "model": variant.name,
         "weights": weights,
+        "preprocessing": str(variant.preprocessing),
         "data": os.path.realpath(split.folder),
         "images": digest_of_split(split),
         "device": device.type,
