@@ -170,7 +170,7 @@ def facts_of(
         "checkpoint": subject.checkpoint,
         "data": subject.split.folder,
         "images": accuracy.images,
-        "classes": subject.split.num_classes,
+        "classes": len(subject.classes),
         "top1": accuracy.top1,
         "top5": accuracy.top5,
         "correct_top1": accuracy.correct_top1,

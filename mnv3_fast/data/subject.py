@@ -86,7 +86,8 @@ def load_subject(
     warnings = [*_doubts(loaded, variant.name, names, split)]
     if runner.way != "frozen" and amp is None:
         warnings.append(f"the network is not frozen: {runner.reason}")
-    classes = split.classes or names or tuple(str(label) for label in range(count))
+    own = variant.classes()
+    classes = split.classes or names or (own if len(own) == count else tuple(map(str, range(count))))
     how = variant.preprocessing
     return Subject(variant.name, str(checkpoint), runner, how, split, classes, device, amp, tuple(warnings), about)
 
