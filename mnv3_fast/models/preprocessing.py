@@ -24,8 +24,13 @@ class BadImage(ValueError):
     """A file that is no image, or a damaged one; the message says what is wrong with it."""
 
 
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
+def open_image(path: str | os.PathLike[str], plain: bool = False) -> Image.Image:
     """Decode a file to RGB, upright as its EXIF data says; 16-bit images are scaled to 8 bits.
+
+    Args:
+        path: of the file.
+        plain: as torchvision's ImageFolder and mmpretrain read data sets, neither turned nor scaled: published
+            accuracies are of such pixels.
 
     Raises:
         BadImage: if the file is missing, no image, damaged, or so large that it may be a decompression bomb.
@@ -35,7 +40,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
             raise BadImage(f"{path}: not a regular file")
         with Image.open(path) as image:
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            return image.convert("RGB") if plain else to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
         raise BadImage(f"{path}: {error}") from error
     except UnidentifiedImageError as error:
