@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterable
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from mnv3_fast.cli.common import fail, writing
 from mnv3_fast.prediction import Prediction
@@ -143,15 +144,19 @@ class Records:
         return csv_line(COLUMNS) + "".join(csv_line(row) for found in whole.values() for row in found)
 
 
-def json_line(prediction: Prediction) -> str:
-    """A prediction as a line of JSON."""
-    record = {
+def record_of(prediction: Prediction) -> dict[str, Any]:
+    """A prediction as JSON has it."""
+    return {
         "path": prediction.path,
         "predictions": [{"label": g.label, "class": g.name, "score": g.score} for g in prediction.guesses],
         "warnings": prediction.warnings,
         "error": prediction.error,
     }
-    return json.dumps(record) + "\n"
+
+
+def json_line(prediction: Prediction) -> str:
+    """A prediction as a line of JSON."""
+    return json.dumps(record_of(prediction)) + "\n"
 
 
 def csv_lines(prediction: Prediction) -> str:

@@ -76,6 +76,7 @@ def load_subject(
     about = {
         "model": variant.name,
         "weights": weights,
+        "preprocessing": str(variant.preprocessing),
         "data": os.path.realpath(split.folder),
         "images": digest_of_split(split),
         "device": device.type,
@@ -85,7 +86,8 @@ def load_subject(
     warnings = [*_doubts(loaded, variant.name, names, split)]
     if runner.way != "frozen" and amp is None:
         warnings.append(f"the network is not frozen: {runner.reason}")
-    classes = split.classes or names or tuple(str(label) for label in range(count))
+    own = variant.classes()
+    classes = split.classes or names or (own if len(own) == count else tuple(map(str, range(count))))
     how = variant.preprocessing
     return Subject(variant.name, str(checkpoint), runner, how, split, classes, device, amp, tuple(warnings), about)
 

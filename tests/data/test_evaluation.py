@@ -217,6 +217,9 @@ def test_going_on_gives_the_same(split: Split) -> None:
     assert start.images == 9
     found = evaluate(run, split, how, batch=4, workers=0, start=start, progress=second, keep=True)
     assert same(found, expected)
+    ranks = [outcome.labels.index(label) for outcome, (_, label) in zip(whole.outcomes, split.samples, strict=True)
+             if label in outcome.labels]  # fmt: skip
+    assert (found.correct_top1, found.correct_top5) == (ranks.count(0), len(ranks))
     assert found.seconds > start.seconds
     assert first.outcomes + second.outcomes == whole.outcomes
     assert evaluate(run, split, how, workers=0, start=found) == found
