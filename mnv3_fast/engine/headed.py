@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mnv3_fast.engine.engine import Engine
@@ -16,7 +17,8 @@ from mnv3_fast.nn.containers import like_input
 class HeadedEngine(Engine):
     """An :class:`Engine` with timm's ``forward_features`` and ``forward_head``.
 
-    A call of the whole is one plan. A half is cut out of it when it is first called, which copies its weights.
+    A call of the whole is one plan. A half is cut out of it when it is first called, which copies its weights; in a
+    captured graph it must have been called before.
     """
 
     def __init__(self, plan: Tensor, geometry: list[int], input_channels: int, rest: nn.Module, source: str) -> None:
@@ -61,6 +63,8 @@ class HeadedEngine(Engine):
     def _half(self, first: int, last: int) -> Engine:
         halves = self.__dict__.setdefault("_halves", {})
         if (first, last) not in halves:
+            if torch.compiler.is_compiling():
+                raise RuntimeError("Engine: call this method once before a capture: it cuts a piece out of the plan")
             halves[first, last] = self._cut(first, last)
         return halves[first, last]
 

@@ -71,6 +71,18 @@ def test_frozen_features(which: str) -> None:
 
 
 @torch.no_grad()
+def test_halves_in_captured_graphs() -> None:
+    model = form("stock")
+    engine, x = mnv3_fast.freeze(model), images(model)
+    compiled = torch.compile(engine.forward_features, backend="eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match="call this method once before a capture"):
+        compiled(x)
+    engine.forward_features(x)
+    torch._dynamo.reset()
+    assert_same(compiled(x), model.forward_features(x))
+
+
+@torch.no_grad()
 def test_wrong_arguments_of_intermediates() -> None:
     engine = mnv3_fast.freeze(form("stock"))
     x = images(form("stock"))

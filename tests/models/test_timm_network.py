@@ -81,7 +81,7 @@ TIMM_CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "padding of the conv_head": lambda m: (setattr(m.conv_head, "padding", (1, 1)), setattr(m, "classifier", Twice())),
     "flatten": lambda m: setattr(m, "flatten", Twice()),
     "another stage": lambda m: m.blocks.append(nn.ReLU()),
-    "drop path": lambda m: m.blocks[1][1].__dict__["_modules"].update(drop_path=nn.Tanh()),
+    "drop path": lambda m: m.blocks[1][1].__dict__["_modules"].update(drop_path=nn.Tanh().eval()),
 }
 
 
