@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu.docs``: writes the generated tables of docs/gpu.md anew.
+"""``python -m benchmarks.gpu.docs``: writes the generated tables of docs/gpu.md and docs/models.md anew.
 
 A block stands between ``<!-- generated: python -m MODULE OPTIONS -->`` and ``<!-- end -->``, and is what that command
 prints. ``python -m benchmarks.gpu.docs WORD`` writes only the blocks whose command has the word in it.
@@ -13,7 +13,9 @@ import re
 import sys
 from pathlib import Path
 
-FILE = Path(__file__).parent.parent.parent / "docs" / "gpu.md"
+DOCS = Path(__file__).parent.parent.parent / "docs"
+FILE = DOCS / "gpu.md"
+MODELS = DOCS / "models.md"
 BLOCK = re.compile(r"(<!-- generated: (python -m [^>]+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -39,8 +41,9 @@ def renewed(text: str, word: str = "") -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Write the file."""
-    FILE.write_text(renewed(FILE.read_text(encoding="utf-8"), *arguments[:1]), encoding="utf-8")
+    """Write the files."""
+    for file in (FILE, MODELS):
+        file.write_text(renewed(file.read_text(encoding="utf-8"), *arguments[:1]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The results table: what each variant costs and what was published of it; ``python -m mnv3_fast.models.table``.
 
-``mnv3-fast info --models`` shows it, and docs/models.md has it, written by ``python -m benchmarks.gpu.docs table``.
+``mnv3-fast info --models`` shows it; ``python -m benchmarks.gpu.docs mnv3_fast.models`` writes it into docs/models.md.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from PIL import Image
 from skimage import data
 from typer.testing import CliRunner
 
-from mnv3_fast.checkpoints import files
+from mnv3_fast.checkpoints import downloads
 from mnv3_fast.cli import app
+from mnv3_fast.cli.common import downloading
 from mnv3_fast.testing import parity_model
 
 runner = CliRunner()
@@ -38,7 +39,7 @@ def test_weights_are_downloaded_once_and_said_nothing_of(
         torch.save(parity_model("small").state_dict(), path)
 
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
-    monkeypatch.setattr(files, "_fetch", fetch)
+    monkeypatch.setattr(downloads, "_fetch", fetch)
     for _ in range(2):
         result = runner.invoke(app, ["predict", photo, *OPTIONS])
         assert result.exit_code == 0, result.output
@@ -48,19 +49,10 @@ def test_weights_are_downloaded_once_and_said_nothing_of(
     assert urls == [torchvision.models.MobileNet_V3_Small_Weights.DEFAULT.url]
 
 
-def test_a_download_of_a_demo_speaks_on_stderr(photo: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    build = torchvision.models.get_model
-
-    def get_model(name: str, weights: Any) -> torch.nn.Module:
+def test_what_torch_says_of_a_download_is_on_stderr(capsys: pytest.CaptureFixture) -> None:
+    with downloading("https://host/file.pth"):
         print("Downloading ...")
-        return build(name)
-
-    monkeypatch.setattr(torchvision.models, "get_model", get_model)
-    monkeypatch.chdir(tmp_path)
-    result = runner.invoke(app, ["demo", photo, "--weights", "DEFAULT", "--seconds", "0.01", "--json"])
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)
-    assert "Downloading ..." in result.stderr
+    assert capsys.readouterr() == ("", "Downloading ...\n")
 
 
 def test_a_download_that_fails_names_the_address(photo: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -69,7 +61,7 @@ def test_a_download_that_fails_names_the_address(photo: str, monkeypatch: pytest
 
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     monkeypatch.setattr(torchvision.models, "get_model", fail)
-    monkeypatch.setattr(files, "_fetch", fail)
+    monkeypatch.setattr(downloads, "_fetch", fail)
     weights = torchvision.models.MobileNet_V3_Small_Weights, torchvision.models.MobileNet_V3_Large_Weights
     verbs = ["predict", photo, *OPTIONS], ["demo", photo, "--weights", "DEFAULT"]
     for verb, known in zip(verbs, weights, strict=True):
