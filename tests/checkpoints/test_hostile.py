@@ -18,7 +18,7 @@ import torch
 from mnv3_fast.checkpoints import load_into, read_checkpoint
 from mnv3_fast.checkpoints.facts import facts_of
 from mnv3_fast.checkpoints.makers import MAKERS
-from mnv3_fast.checkpoints.values import Placeholder
+from mnv3_fast.checkpoints.values import Name, Placeholder
 from mnv3_fast.models.variants import VARIANTS, build
 from tests.checkpoints.hostile import HOSTILE, beside_weights, legacy_of, zip_of
 
@@ -70,6 +70,18 @@ class HistoryBuffer:
     def __init__(self) -> None:
         self._log_history = np.arange(3.0)
         self._count = np.int64(7)
+        self.statistics_methods = {"mean": np.mean}
+
+
+class ConfigDict(dict):
+    """As mmengine's, which pickles as a call with a plain dictionary."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return ConfigDict, ({key: value for key, value in self.items()},)
+
+
+class Items(dict):
+    """A dictionary of a class, with items and attributes."""
 
 
 def content() -> dict[str, Any]:
@@ -84,6 +96,7 @@ def content() -> dict[str, Any]:
         "empty": torch.empty(0, 5),
         "args": argparse.Namespace(model="mobilenetv3_small_050", lr=0.1),
         "history": HistoryBuffer(),
+        "config": [ConfigDict(lr=0.1), Items(a=1)],
         "array": np.arange(6, dtype=">i4").reshape(2, 3),
         "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
         "scalar": np.float32(1.5),
@@ -108,6 +121,8 @@ def test_what_is_read_is_what_was_saved(new: bool, protocol: int, tmp_path: Path
     assert found["args"].state == {"model": "mobilenetv3_small_050", "lr": 0.1}
     assert found["plain"] == wanted["plain"]
     assert found["kinds"][:3] == wanted["kinds"][:3]
+    assert found["config"][0].arguments == ({"lr": 0.1},) and found["config"][1].entries == {"a": 1}
+    assert isinstance(found["history"].state["statistics_methods"]["mean"], Name)
     if protocol < 5:  # in which numpy names another function, which is not on the list
         history = found["history"].state
         assert np.array_equal(history["_log_history"], np.arange(3.0)) and history["_count"] == 7
