@@ -77,7 +77,7 @@ class ConfigDict(dict):
     """As mmengine's, which pickles as a call with a plain dictionary."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return ConfigDict, ({key: value for key, value in self.items()},)
+        return ConfigDict, (dict(self.items()),)
 
 
 class Items(dict):
