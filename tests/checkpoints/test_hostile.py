@@ -89,7 +89,11 @@ def content() -> dict[str, Any]:
     from collections import Counter, OrderedDict, defaultdict
 
     weights = torch.arange(12.0).view(3, 4)
+    noted = [torch.arange(3.0), torch.nn.Parameter(torch.arange(2.0))]
+    for tensor in noted:
+        tensor.note = HistoryBuffer()  # type: ignore[attr-defined]
     return {
+        "noted": noted,
         "state_dict": OrderedDict(w=weights, t=weights.t(), part=weights[1:, 2:], h=weights.half(), n=torch.tensor(7)),
         "dtypes": [torch.ones(3).to(d) for d in (torch.bfloat16, torch.uint8, torch.bool, torch.float64, torch.uint16)],
         "parameter": torch.nn.Parameter(weights),
@@ -118,6 +122,7 @@ def test_what_is_read_is_what_was_saved(new: bool, protocol: int, tmp_path: Path
     for ours, theirs in zip(found["dtypes"], wanted["dtypes"], strict=True):
         assert ours.dtype is theirs.dtype and torch.equal(ours, theirs)
     assert torch.equal(found["parameter"], wanted["parameter"]) and found["empty"].shape == (0, 5)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found["noted"], wanted["noted"], strict=True))
     assert found["args"].state == {"model": "mobilenetv3_small_050", "lr": 0.1}
     assert found["plain"] == wanted["plain"]
     assert found["kinds"][:3] == wanted["kinds"][:3]
