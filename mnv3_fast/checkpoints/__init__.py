@@ -1,6 +1,7 @@
 """Checkpoints of torchvision, timm and mmpretrain: read, recognised, loaded. Nothing in a file is executed."""
 
-from mnv3_fast.checkpoints.files import classes_of, read_checkpoint, state_of
+from mnv3_fast.checkpoints.facts import classes_of
+from mnv3_fast.checkpoints.files import read_checkpoint, state_of
 from mnv3_fast.checkpoints.fitting import torchvision_state
 from mnv3_fast.checkpoints.loading import load_checkpoint, load_into
 

@@ -96,10 +96,19 @@ def facts_of(checkpoint: Mapping[str, Any], path: Path | None = None) -> Facts:
         return _from_metadata(ours)
     meta = contents(checkpoint.get("meta"))
     if isinstance(meta.get("variant"), str):  # as our training writes it
-        return Facts(METADATA, variant=meta["variant"], classes=_texts(meta.get("classes", meta.get("CLASSES"))))
-    if isinstance(meta.get("cfg"), str):
-        return _from_mmpretrain(meta["cfg"])
-    return _from_timm(checkpoint, path)
+        found = Facts("its meta", variant=meta["variant"])
+    elif isinstance(meta.get("cfg"), str):
+        found = _from_mmpretrain(meta["cfg"])
+    else:
+        found = _from_timm(checkpoint, path)
+    names = meta.get("classes"), meta.get("CLASSES"), contents(meta.get("dataset_meta")).get("classes"), found.classes
+    return replace(found, classes=next((texts for name in names if (texts := _texts(name))), None))
+
+
+def classes_of(checkpoint: Mapping[str, Any], count: int) -> tuple[str, ...] | None:
+    """The names of the classes that a checkpoint's dictionary has, if they are as many as the model has."""
+    names = facts_of(checkpoint).classes
+    return names if names is not None and len(names) == count else None
 
 
 def differences(facts: Facts, others: Facts) -> list[tuple[str, Any, Any]]:

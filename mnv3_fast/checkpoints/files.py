@@ -94,7 +94,8 @@ def state_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
                 f"checkpoint: its {key!r} is {checkpoint[key]}, which could only be made by running its code; "
                 "save the model's state_dict()"
             )
-    keys = (*STATE_KEYS, *EMA_KEYS) if "message_hub" in checkpoint else (*EMA_KEYS, *STATE_KEYS)
+    mmengine = "message_hub" in checkpoint or "mmengine_version" in contents(checkpoint.get("meta"))
+    keys = (*STATE_KEYS, *EMA_KEYS) if mmengine else (*EMA_KEYS, *STATE_KEYS)
     place = next((key for key in keys if isinstance(checkpoint.get(key), dict)), None)
     state: dict[str, Any] = checkpoint if place is None else checkpoint[place]
     state = {key: value for key, value in state.items() if key not in AVERAGING}
@@ -105,15 +106,6 @@ def state_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     if place is not None:
         logger.info("checkpoint: the weights of its %r were taken", place)
     return state
-
-
-def classes_of(checkpoint: dict[str, Any], count: int) -> tuple[str, ...] | None:
-    """The names of the classes that mmpretrain keeps in a checkpoint's meta, if they are as many as the model has."""
-    meta = contents(checkpoint.get("meta"))
-    names = meta.get("CLASSES")
-    if not isinstance(names, (list, tuple)):
-        names = contents(meta.get("dataset_meta")).get("classes")
-    return tuple(str(name) for name in names) if isinstance(names, (list, tuple)) and len(names) == count else None
 
 
 def _first_line(error: BaseException) -> str:

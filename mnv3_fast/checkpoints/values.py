@@ -127,7 +127,7 @@ def strided(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtyp
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if last >= flat.numel() or math.prod(size) > flat.numel():
         raise Refused("it has a tensor that is larger than its storage")
-    return flat.as_strided(size, stride, offset)
+    return flat.as_strided(size, stride, flat.storage_offset() + offset)  # a part of a storage begins further on
 
 
 def _is_size(value: Any) -> bool:

@@ -119,6 +119,47 @@ def test_claims_of_old_files(storages: bytes, message: str, tmp_path: Path) -> N
         read_checkpoint(tmp_path / "file.pth")
 
 
+FLOATS = struct.pack("<q", 4) + np.arange(4, dtype=np.float32).tobytes()
+KEYS = b"\x80\x02]X\x01\x00\x00\x000a."
+
+
+@pytest.mark.parametrize(
+    ("view", "wanted"), [(b"K\x01K\x02", [1, 2]), (b"K\x03K\x02", None), (b"J\xff\xff\xff\xffK\x02", None)]
+)
+def test_views_of_storages_in_old_files(view: bytes, wanted: list[int] | None, tmp_path: Path) -> None:
+    """Before torch 0.4 several storages could be parts of one."""
+    pickled = tensor(4, b"K\x02\x85").replace(b"tQ", text("view") + view + b"\x87tQ")
+    legacy_of(wrapped(pickled), tmp_path / "file.pth", KEYS + FLOATS)
+    if wanted is None:
+        with pytest.raises(ValueError, match="it has a view beyond its storage"):
+            read_checkpoint(tmp_path / "file.pth")
+    else:
+        assert read_checkpoint(tmp_path / "file.pth")["a"].tolist() == wanted
+
+
+def test_tensors_as_torch_03_wrote_them(tmp_path: Path) -> None:
+    pickled = (
+        b"ctorch._utils\n_rebuild_tensor\n("
+        + storage(b"FloatStorage", "0", 4).replace(b"tQ", b"NtQ")
+        + b"K\x00K\x02K\x02\x86K\x02K\x01\x86tR"
+    )
+    legacy_of(wrapped(pickled), tmp_path / "file.pth", KEYS + FLOATS)
+    assert read_checkpoint(tmp_path / "file.pth")["a"].tolist() == [[0, 1], [2, 3]]
+
+
+def test_another_order_of_bytes(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "big.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", wrapped(b"N"))
+        archive.writestr("archive/byteorder", b"big")
+    legacy_of(wrapped(b"N"), tmp_path / "old.pth")
+    old = (tmp_path / "old.pth").read_bytes()
+    (tmp_path / "old.pth").write_bytes(old.replace(b"little_endianq\x02\x88", b"little_endianq\x02\x89"))
+    assert (tmp_path / "old.pth").read_bytes() != old
+    for file in ("big.pth", "old.pth"):
+        with pytest.raises(ValueError, match="another order of bytes"):
+            read_checkpoint(tmp_path / file)
+
+
 def test_zip_bombs(tmp_path: Path) -> None:
     path = tmp_path / "file.pth"
     zip_of(wrapped(b"N"), path, {"data/0": bytes(1 << 24)}, zipfile.ZIP_DEFLATED)

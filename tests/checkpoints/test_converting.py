@@ -19,7 +19,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import mnv3_fast
-from mnv3_fast.checkpoints import converting
+from mnv3_fast.checkpoints import classes_of, converting, read_checkpoint
 from mnv3_fast.checkpoints.matching import variant_named
 from mnv3_fast.cli import app
 from mnv3_fast.models.variants import build
@@ -123,6 +123,7 @@ def test_safetensors_carry_what_is_not_in_tensors(tmp_path: Path) -> None:
         "interpolation": "bilinear",
     }  # fmt: skip
     found = mnv3_fast.load_checkpoint(out)
+    assert classes_of(read_checkpoint(out), 9) is None  # timm's file has none
     assert found.checkpoint_source.variant.padding == "same" and close(logits(found), logits(model))
     plain = timm.create_model("tf_mobilenetv3_small_minimal_100", num_classes=9, bn_eps=1e-5)
     with pytest.raises(
@@ -147,6 +148,9 @@ def test_what_a_training_was_told_is_carried(tmp_path: Path) -> None:
     )
     convert(tmp_path / "ours.pth", tmp_path / "mm.pth", "--to", "mmpretrain")
     assert torch.load(tmp_path / "mm.pth", weights_only=True)["meta"]["CLASSES"] == ["a", "b"]
+    for name, to in (("file.safetensors", "safetensors"), ("tv.pth", "timm")):
+        convert(tmp_path / "mm.pth", tmp_path / name, "--to", to, "--force")
+        assert classes_of(read_checkpoint(tmp_path / name), 2) == ("a", "b")
 
 
 def test_metadata_that_contradict_the_variant_are_another_graph(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from mnv3_fast.checkpoints import load_into, read_checkpoint
 from mnv3_fast.checkpoints.facts import facts_of
 from mnv3_fast.checkpoints.makers import MAKERS
-from mnv3_fast.checkpoints.values import Placeholder
+from mnv3_fast.checkpoints.values import Name, Placeholder
 from mnv3_fast.models.variants import VARIANTS, build
 from tests.checkpoints.hostile import HOSTILE, beside_weights, legacy_of, zip_of
 
@@ -70,6 +70,18 @@ class HistoryBuffer:
     def __init__(self) -> None:
         self._log_history = np.arange(3.0)
         self._count = np.int64(7)
+        self.statistics_methods = {"mean": np.mean}
+
+
+class ConfigDict(dict):
+    """As mmengine's, which pickles as a call with a plain dictionary."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return ConfigDict, (dict(self.items()),)
+
+
+class Items(dict):
+    """A dictionary of a class, with items and attributes."""
 
 
 def content() -> dict[str, Any]:
@@ -77,13 +89,18 @@ def content() -> dict[str, Any]:
     from collections import Counter, OrderedDict, defaultdict
 
     weights = torch.arange(12.0).view(3, 4)
+    noted = [torch.arange(3.0), torch.nn.Parameter(torch.arange(2.0))]
+    for tensor in noted:
+        tensor.note = HistoryBuffer()  # type: ignore[attr-defined]
     return {
+        "noted": noted,
         "state_dict": OrderedDict(w=weights, t=weights.t(), part=weights[1:, 2:], h=weights.half(), n=torch.tensor(7)),
         "dtypes": [torch.ones(3).to(d) for d in (torch.bfloat16, torch.uint8, torch.bool, torch.float64, torch.uint16)],
         "parameter": torch.nn.Parameter(weights),
         "empty": torch.empty(0, 5),
         "args": argparse.Namespace(model="mobilenetv3_small_050", lr=0.1),
         "history": HistoryBuffer(),
+        "config": [ConfigDict(lr=0.1), Items(a=1)],
         "array": np.arange(6, dtype=">i4").reshape(2, 3),
         "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
         "scalar": np.float32(1.5),
@@ -105,9 +122,12 @@ def test_what_is_read_is_what_was_saved(new: bool, protocol: int, tmp_path: Path
     for ours, theirs in zip(found["dtypes"], wanted["dtypes"], strict=True):
         assert ours.dtype is theirs.dtype and torch.equal(ours, theirs)
     assert torch.equal(found["parameter"], wanted["parameter"]) and found["empty"].shape == (0, 5)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found["noted"], wanted["noted"], strict=True))
     assert found["args"].state == {"model": "mobilenetv3_small_050", "lr": 0.1}
     assert found["plain"] == wanted["plain"]
     assert found["kinds"][:3] == wanted["kinds"][:3]
+    assert found["config"][0].arguments == ({"lr": 0.1},) and found["config"][1].entries == {"a": 1}
+    assert isinstance(found["history"].state["statistics_methods"]["mean"], Name)
     if protocol < 5:  # in which numpy names another function, which is not on the list
         history = found["history"].state
         assert np.array_equal(history["_log_history"], np.arange(3.0)) and history["_count"] == 7

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import mnv3_fast
+from mnv3_fast.checkpoints import classes_of
 from mnv3_fast.checkpoints.fitting import from_torchvision, recognise
 from mnv3_fast.checkpoints.matching import variant_named
 from mnv3_fast.models.variants import VARIANTS, build
@@ -121,6 +122,20 @@ def test_a_file_of_the_hub_and_a_published_file(tmp_path: Path, models: dict[str
     found = mnv3_fast.load_checkpoint(tmp_path / "tf_mobilenetv3_small_075-da427f52.pth")
     assert found.checkpoint_source.variant.name == "tf_mobilenetv3_small_075"
     assert found.features[0][0].padding != 1, "TensorFlow's padding"
+
+
+CLASSES = ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [{"CLASSES": CLASSES}, {"dataset_meta": {"classes": tuple(CLASSES)}}, {"variant": "mobilenetv3_small_050", "classes": CLASSES}],
+)  # fmt: skip
+def test_names_of_classes(meta: dict[str, Any]) -> None:
+    content = {"state_dict": build(variant_named("mobilenetv3_small_050"), 2).state_dict(), "meta": meta}
+    assert mnv3_fast.load_checkpoint(content).checkpoint_source.classes == tuple(CLASSES)
+    assert classes_of(content, 2) == tuple(CLASSES)
+    assert classes_of(content, 3) is None
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -237,6 +252,12 @@ def test_a_model_that_computes_otherwise(models: dict[str, nn.Module], caplog: p
         "bn_eps is 0.001 in the model, 1e-05 in mobilenetv3_small_075; padding is same in the model, symmetric in"
         in caplog.text
     )
+    caplog.clear()
+    mnv3_fast.load_checkpoint(
+        {"state_dict": tensors, "meta": {"variant": "tf_mobilenetv3_small_075"}},
+        build(variant_named("mobilenetv3_small_075")),
+    )
+    assert "bn_eps is 1e-05 in the model, 0.001 in tf_mobilenetv3_small_075" in caplog.text
     caplog.clear()
     state = models["mobilenet_v3_small (width_mult=0.5)"].state_dict()
     mnv3_fast.load_checkpoint(state, build(variant_named("mobilenet_v3_small (width_mult=0.5)")))
