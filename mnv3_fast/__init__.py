@@ -1,4 +1,4 @@
-"""MobileNetV3 at hardware speed: a drop-in for torchvision's and timm's models with fused kernels."""
+"""MobileNetV3 at hardware speed: a drop-in for the models of torchvision, timm and mmpretrain, with fused kernels."""
 
 from torchvision.models import MobileNet_V3_Large_Weights, MobileNet_V3_Small_Weights
 
