@@ -53,8 +53,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         )
     },
     "mobilenetv3_large_100, features_only": _timm("mobilenetv3_large_100", features_only=True),
+    "mobilenetv3_large_100, features_only, output_stride 16": _timm(
+        "mobilenetv3_large_100", features_only=True, output_stride=16
+    ),
     "mobilenetv3_large_100, catavgmax": _timm("mobilenetv3_large_100", global_pool="catavgmax"),
-    "mobilenetv3_large_100, output_stride 16": _timm("mobilenetv3_large_100", output_stride=16),
     "mobilenetv3_large_100, num_classes 0": _timm("mobilenetv3_large_100", num_classes=0),
     "torchvision large, feature extractor": _extractor("large"),
     "torchvision small, feature extractor": _extractor("small"),
