@@ -24,7 +24,7 @@ SMALLER = 97  # of the quick tests; padding SAME is another one at even sizes
 SIZES = [(224, 224), (225, 225), (97, 161)]
 # Quick ones: each rule once; what differs only in channels has its tensors checked in test_variants.py.
 QUICK = [
-    "mobilenet-v3-small-050_8xb128_in1k", "mobilenet-v3-small_8xb16_cifar10", "keras_mobilenetv3_large_075",
+    "mobilenet-v3-small-050_8xb128_in1k", "keras_mobilenetv3_large_075",
     "keras_mobilenetv3_small_100", "keras_mobilenetv3_small_minimalistic_100", "MobileNetV3_large_x0_35",
     "MobileNetV3_small_x0_35", "MobileNetV3_small_x1_0",
 ]  # fmt: skip
@@ -108,7 +108,7 @@ def check_torchvision(size: str, options: dict, sizes: list[tuple[int, int]], st
     assert_runs_fused(ours, engine, x)
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", [OPTIONS[0], *OPTIONS[-2:]])
 def test_options_of_torchvision(options: dict) -> None:
     check_torchvision("small", options, [(SMALLER, SMALLER)], SMALLER)
 
