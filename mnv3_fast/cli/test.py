@@ -26,7 +26,7 @@ from mnv3_fast.cli.common import (
 from mnv3_fast.cli.evaluation_run import EvaluationRun
 from mnv3_fast.data.evaluation import Accuracy, evaluate
 from mnv3_fast.data.loading import WorkerDied
-from mnv3_fast.data.processes import Processes
+from mnv3_fast.data.processes import Processes, ProcessesLost
 from mnv3_fast.data.subject import Subject, load_subject
 
 EPILOG = """Examples:
@@ -38,7 +38,7 @@ mnv3-fast test configs/mobilenet_v3/mobilenet-v3-small_8xb128_in1k.py small.pth 
 torchrun --nproc-per-node 8 -m mnv3_fast.cli test mobilenet-v3-large_8xb128_in1k large.pth --device cuda --amp
 
 Ends with status 0; 1 if an image could not be read or outputs were not finite (both count as wrong); 2 for bad
-arguments or input, or if a process that decodes was killed; 3 if a file cannot be written; 130 after Ctrl-C. The same
+arguments or input, or if another process was killed; 3 if a file cannot be written; 130 after Ctrl-C. The same
 command again goes on where the last one ended."""
 
 AMP_DTYPES = ("float16", "bfloat16")
@@ -150,7 +150,7 @@ def _evaluated(run: EvaluationRun, processes: Processes, batch: int, workers: in
     try:
         with run.shown(processes.is_first):
             accuracy = evaluate(subject.runner.run, subject.split, subject.preprocessing, **options)
-    except WorkerDied as error:
+    except (WorkerDied, ProcessesLost) as error:
         run.stop(processes.is_first)
         fail(str(error))
     except (KeyboardInterrupt, MemoryError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -126,5 +127,10 @@ def watched() -> Iterator[None]:
 
 
 def _ignore_interrupts(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the one that computes ends its workers."""
+    """Ctrl-C reaches every process of a terminal; the one that computes ends its workers.
+
+    When that is while it takes a batch from one, the worker's thread that hands out memory prints a traceback through
+    this hook, and nothing else does: errors of reading travel to the process that computes.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = lambda *_: None

@@ -7,6 +7,8 @@ gradients of a network on GPUs by NCCL, in the same group.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -18,8 +20,15 @@ TIMEOUT = timedelta(minutes=30)
 """How long a process waits for another one, which may have slower disks or compile kernels first."""
 
 
+class ProcessesLost(RuntimeError):
+    """Another process of the group has ended or cannot be reached."""
+
+
 class Processes:
     """The processes that work together, of which this is one; a context manager that starts and ends their group.
+
+    ``sum``, ``gather``, ``broadcast`` and ``wait`` are called by all of them in the same order, and raise ProcessesLost
+    where another one has gone.
 
     Attributes:
         rank: the number of this one, from 0.
@@ -89,7 +98,8 @@ class Processes:
         if self.world == 1:
             return values
         result = values.clone()
-        dist.all_reduce(result)
+        with _talking():
+            dist.all_reduce(result)
         return result
 
     def gather(self, value: Any) -> list[Any]:
@@ -97,7 +107,8 @@ class Processes:
         if self.world == 1:
             return [value]
         values = [None] * self.world
-        dist.all_gather_object(values, value)
+        with _talking():
+            dist.all_gather_object(values, value)
         return values
 
     def broadcast(self, value: Any) -> Any:
@@ -105,9 +116,20 @@ class Processes:
         if self.world == 1:
             return value
         values = [value if self.is_first else None]
-        dist.broadcast_object_list(values, src=0)
+        with _talking():
+            dist.broadcast_object_list(values, src=0)
         return values[0]
 
     def wait(self) -> None:
         """Until all have come here."""
         self.sum(torch.zeros(1))  # a barrier of torch's would ask for a GPU where there are some
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    """Around what waits for others: gloo's error names a line of its code."""
+    try:
+        yield
+    except RuntimeError as error:
+        first = str(error).partition("\n")[0]
+        raise ProcessesLost(f"another of the processes has ended or cannot be reached ({first})") from error

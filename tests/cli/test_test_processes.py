@@ -17,6 +17,7 @@ from tests.cli.test_processes import ENVIRONMENT
 from tests.cli.test_test_verb import CIFAR, counts, write_checkpoint
 from tests.data.images import write_crops
 from tests.data.test_evaluation import logits_of_torchvision, network
+from tests.data.test_processes import free_port, torchrun_environment
 
 COPIES = 40
 VERB = ["-m", "mnv3_fast.cli", "test", CIFAR.name, "small.pth", "--data", "set", "--json"]
@@ -103,6 +104,25 @@ def test_torchrun_counts_what_one_process_counts(here: Path) -> None:
     assert said.count("set/val/f/002.JPEG: no image that PIL can read") == 1
     lines = [json.loads(line) for line in (here / "lines.jsonl").read_text().splitlines()]
     assert [line["label"] for line in lines] == [label for label in range(6) for _ in range(3)]
+
+
+@pytest.mark.slow
+def test_what_two_processes_began_one_goes_on_with(here: Path) -> None:
+    top1, top5 = expected(here)
+    multiply(here)
+    port = free_port()
+    first, second = (
+        start(here, "--batch", "1", "--workers", "1", **torchrun_environment(rank, 2, port)) for rank in (0, 1)
+    )
+    done = wait_for_images(here, first)
+    second.kill()
+    second.communicate(timeout=300)
+    text, said = first.communicate(timeout=300)
+    assert (first.returncode, text) == (2, ""), said
+    assert "mnv3-fast: another of the processes has ended or cannot be reached" in said
+    found = json.loads(start(here, "--workers", "0").communicate(timeout=300)[0])
+    assert done <= found["resumed_from"] < found["images"] == 18 * COPIES
+    assert (found["correct_top1"], found["correct_top5"]) == (COPIES * top1, COPIES * top5)
 
 
 @pytest.mark.slow
