@@ -25,7 +25,7 @@ from mnv3_fast.cli.common import (
 )
 from mnv3_fast.cli.test import AMP_DTYPES, cpus_for
 from mnv3_fast.data.loading import WorkerDied
-from mnv3_fast.data.processes import Processes
+from mnv3_fast.data.processes import Processes, ProcessesLost
 from mnv3_fast.models.variants import Variant, variant_of
 from mnv3_fast.training import Diverged, Recipe, Settings, Trained, default_recipe, read_recipe
 
@@ -161,7 +161,7 @@ def run(settings: Settings, processes: Processes) -> Trained:
         return training.train(settings, processes, tell)
     except Diverged as error:
         fail(str(error), MISS)
-    except (ValueError, WorkerDied) as error:
+    except (ValueError, WorkerDied, ProcessesLost) as error:
         fail(str(error))
     except OSError as error:  # the system's own have a number
         fail(str(error), BAD_INPUT if error.errno is None else NOT_WRITTEN)

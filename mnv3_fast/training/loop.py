@@ -57,7 +57,7 @@ def train(settings: Settings, processes: Processes | None = None, report: Report
     device = processes.device(settings.device)
     sets = read_sets(settings)
     folder = WorkDir(settings.work_dir) if processes.is_first else nullcontext()
-    with folder as work_dir, StopRequest() as stop:
+    with folder as work_dir, StopRequest(insistent=processes.world == 1) as stop:
         saved = processes.broadcast(None if work_dir is None else work_dir.begin(settings.resume))
         trainer = Trainer(settings, sets, processes, device, work_dir, report)
         trainer.start(saved)
