@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import mnv3_fast
-from mnv3_fast.cli import bench, convert, demo, explain, info, predict, test, verify
+from mnv3_fast.cli import bench, convert, demo, explain, info, predict, test, train, verify
 from mnv3_fast.cli.common import INTERRUPTED, errors, fail
 
 _OUT_OF_MEMORY = ("can't allocate memory", "Storage size calculation overflowed")
@@ -46,7 +46,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _verb in (info, predict, test, convert, explain, verify, bench, demo):
+for _verb in (info, predict, test, train, convert, explain, verify, bench, demo):
     _name = _verb.__name__.rpartition(".")[2]
     app.command(_name, epilog=_verb.EPILOG)(guarded(getattr(_verb, _name)))
 

@@ -57,7 +57,7 @@ def train(settings: Settings, processes: Processes | None = None, report: Report
     device = processes.device(settings.device)
     sets = read_sets(settings)
     folder = WorkDir(settings.work_dir) if processes.is_first else nullcontext()
-    with folder as work_dir, StopRequest() as stop:
+    with folder as work_dir, StopRequest(insistent=processes.world == 1) as stop:
         saved = processes.broadcast(None if work_dir is None else work_dir.begin(settings.resume))
         trainer = Trainer(settings, sets, processes, device, work_dir, report)
         trainer.start(saved)
@@ -131,8 +131,10 @@ class Trainer:
             if last or progress.iteration % settings.log_interval == 0:
                 self._log_training(watch)
                 watch = _Watch()
-            if not last and (stopping or (interval and progress.iteration % interval == 0)):
-                self._save()
+            if last or stopping or (interval and progress.iteration % interval == 0):
+                self._check_weights()
+                if not last:
+                    self._save()
             if not last and stopping:
                 raise KeyboardInterrupt
 
@@ -156,7 +158,7 @@ class Trainer:
         # One sum tells every process the mean loss, whether it is finite anywhere, and whether anybody is to stop.
         total, stops = self.processes.sum(torch.tensor([loss.item(), float(stop)], dtype=torch.float64)).tolist()
         if not math.isfinite(total):
-            raise Diverged(self._diverged(f"the loss is {total}"))
+            raise self._diverged(f"the loss is {total}", progress.iteration + 1)
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.scale(loss).backward()
         state.scaler.step(state.optimizer)
@@ -170,11 +172,15 @@ class Trainer:
                 state.average.n_averaged.fill_(0)  # until then it is a copy, as in torchvision's training script
         return stops > 0
 
-    def _diverged(self, what: str) -> str:
-        progress = self.state.progress
-        place = f"epoch {progress.epoch + 1}, iteration {progress.iteration + 1}, learning rate {self.state.lr:g}"
+    def _check_weights(self) -> None:
+        """Nothing is written of weights that are not finite, which the next loss would show."""
+        if not self.state.is_finite():
+            raise self._diverged("a weight is not finite", self.state.progress.iteration)
+
+    def _diverged(self, what: str, iteration: int) -> Diverged:
+        place = f"epoch {self.state.progress.epoch + 1}, iteration {iteration}, learning rate {self.state.lr:g}"
         kept = self.settings.work_dir / "last.pth"
-        return f"train: {what} in {place}; the checkpoint from before, if it came to one, is {kept}"
+        return Diverged(f"train: {what} in {place}; the checkpoint from before, if it came to one, is {kept}")
 
     def _log_training(self, watch: _Watch) -> None:
         progress = self.state.progress
@@ -232,9 +238,7 @@ class Trainer:
         return accuracy
 
     def _save(self) -> None:
-        """Write what it takes to go on from here, unless there is nothing good to go on from."""
-        if not self.state.is_finite():
-            raise Diverged(self._diverged("a weight is not finite"))
+        """Write what it takes to go on from here."""
         if self.work_dir is not None:
             write_checkpoint(self.work_dir.last, self.state.contents() | {"meta": self._meta()})
             self.work_dir.keep_best(self.state.progress.best_epochs)

@@ -191,7 +191,7 @@ def default_recipe(variant: Variant) -> str:
 
 def _ranges(recipe: Recipe) -> list[tuple[str, float, float, float]]:
     """Every number that must lie in a range: its name, itself, the least and the greatest that it may be."""
-    most = float(2**31 - 1)
+    most = sys.float_info.max
     image, schedule, average = recipe.augmentation, recipe.schedule, recipe.moving_average
     found: list[tuple[str, float | None, float, float]] = [
         ("epochs", recipe.epochs, 1, most),
@@ -219,7 +219,7 @@ def _ranges(recipe: Recipe) -> list[tuple[str, float, float, float]]:
 
 
 def _between(low: float, high: float) -> str:
-    return f"at least {low:g}" if high >= 2**31 - 1 else f"from {low:g} to {high:g}"
+    return f"finite and at least {low:g}" if high == sys.float_info.max else f"from {low:g} to {high:g}"
 
 
 def _check_options(section: str, table: Any, known: dict[str, tuple[str, ...]]) -> None:

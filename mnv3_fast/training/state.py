@@ -139,6 +139,4 @@ def _check_identity(now: dict[str, Any], then: dict[str, Any], where: Path) -> N
         if isinstance(value, dict) and isinstance(before, dict):
             _check_identity(value, before, where)
         elif value != before:
-            raise ValueError(
-                f"train: the run in {where} began with {name} = {before}, now it is {value}; go on as it began"
-            )
+            raise ValueError(f"train: the run of {where} began with {name} {before}, now it is {value}")

@@ -9,10 +9,14 @@ from typing import Any
 
 
 class StopRequest:
-    """True once SIGINT or SIGTERM has come; a second SIGINT interrupts at once, as without it."""
+    """True once SIGINT or SIGTERM has come.
 
-    def __init__(self) -> None:
-        self._asked = False
+    Another SIGINT interrupts at once, as without this; not under torchrun (``insistent`` False), which sends to its
+    processes what the terminal has sent to them already.
+    """
+
+    def __init__(self, insistent: bool) -> None:
+        self._asked, self._insistent = False, insistent
         self._before: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
@@ -28,7 +32,8 @@ class StopRequest:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
-        self._restore()
+        if self._insistent:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

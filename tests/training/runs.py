@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from mnv3_fast import testing
 from mnv3_fast.checkpoints import read_checkpoint
-from mnv3_fast.models.variants import find_variant
+from mnv3_fast.data.folders import read_split
+from mnv3_fast.models.preprocessing import image_of, scale_and_shift
+from mnv3_fast.models.variants import build, find_variant
 from mnv3_fast.training import Settings, read_recipe
 
 CIFAR = "mobilenet-v3-small_8xb16_cifar10"  # 32 x 32 pixels
@@ -53,6 +57,28 @@ def write_recipe(folder: Path, text: str = RECIPE) -> Path:
     path = folder / "recipe.toml"
     path.write_text(text)
     return path
+
+
+def write_parity(folder: Path, photos: Path | None = None) -> str:
+    """A checkpoint of the parity model: of fresh weights logits hardly depend on the image, and no fault shows.
+
+    With ``photos``, a folder of :func:`write_photos`, its statistics are those of these, as after a training; else they
+    are of random images, and its features of photos are far from them.
+    """
+    variant = find_variant(CIFAR)
+    network = testing.randomize_(build(variant), 0, variant.preprocessing.crop)
+    if photos is not None:
+        scale, shift = (value.view(3, 1, 1) for value in scale_and_shift(variant.preprocessing))
+        samples = read_split(photos, "train").samples
+        images = torch.stack([image_of(path, variant.preprocessing) * scale + shift for path, _ in samples])
+        for norm in network.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.momentum = 1.0
+        with torch.no_grad():
+            network.train()(images)
+    path = folder / "parity.pth"
+    torch.save(network.state_dict(), path)
+    return str(path)
 
 
 def settings_of(recipe: Path, data: Path, work_dir: Path, **options: Any) -> Settings:

@@ -13,6 +13,7 @@ import torch
 
 from mnv3_fast.checkpoints import read_checkpoint
 from mnv3_fast.training import train
+from mnv3_fast.training.stopping import StopRequest
 from tests.training.photos import write_photos
 from tests.training.runs import assert_same_files, log_of, settings_of, started, write_recipe
 
@@ -125,3 +126,18 @@ def test_the_log_has_mmpretrains_keys(whole: Path) -> None:
     assert list(log[ITERATIONS]) == ["accuracy/top1", "accuracy/top5", "step"]
     assert [record["step"] for record in log] == [*range(1, 8), 1, *range(8, 15), 2]
     assert [record["epoch"] for record in log if "epoch" in record] == [1] * ITERATIONS + [2] * ITERATIONS
+
+
+def test_a_second_interrupt_does_not_wait() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest(insistent=True) as stop:
+        assert not stop
+        signal.raise_signal(signal.SIGINT)
+        assert stop
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with StopRequest(insistent=False) as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # as torchrun does
+        assert stop
+    assert signal.getsignal(signal.SIGINT) is before
