@@ -54,7 +54,7 @@ def test_info_is_plain_when_piped() -> None:
     assert json.loads(CliRunner().invoke(app, ["info", "--json"]).stdout)["torch"] == rows["torch"]
 
 
-@pytest.mark.parametrize("verb", ["info", "predict", "test", "explain", "verify", "bench", "demo"])
+@pytest.mark.parametrize("verb", ["info", "predict", "test", "train", "explain", "verify", "bench", "demo"])
 def test_help_has_examples(verb: str) -> None:
     result = CliRunner().invoke(app, [verb, "--help"])
     assert result.exit_code == 0
