@@ -105,7 +105,7 @@ def read_batches(images: PreparedImages, shares: Shares, workers: int, pin: bool
         num_workers=workers,
         collate_fn=images.together,
         pin_memory=pin,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=ignore_interrupts,
     )
 
 
@@ -126,7 +126,7 @@ def watched() -> Iterator[None]:
         raise WorkerDied(f"a process that decodes images died, {advice} ({first})") from error
 
 
-def _ignore_interrupts(_: int) -> None:
+def ignore_interrupts(_: int) -> None:
     """Ctrl-C reaches every process of a terminal; the one that computes ends its workers.
 
     When that is while it takes a batch from one, the worker's thread that hands out memory prints a traceback through

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
-from mnv3_fast.data.loading import _ignore_interrupts, watched
+from mnv3_fast.data.loading import ignore_interrupts, watched
 from mnv3_fast.models.preprocessing import BadImage, open_image
 from mnv3_fast.training.seeds import seed_of, seeded
 
@@ -98,7 +98,7 @@ def load(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=ignore_interrupts,
         generator=torch.Generator(),  # else it would draw from the one that everybody shares
     )
     with watched():
