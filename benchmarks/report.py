@@ -68,7 +68,8 @@ def main(paths: list[str]) -> None:
     groups = read([Path(path) for path in paths])
     facts = next(iter(groups.values()))[0]
     out = [f"{facts['cpu']}, {facts['instruction_set']}, torch {facts['torch']}, {facts['date']}"]
-    ops = list(dict.fromkeys(name.split("/")[0] for name in groups if name.split("/")[0].count("_")))
+    of_ops = [name for name, rows in groups.items() if any(row["rival"] == "mnv3_fast" for row in rows)]
+    ops = list(dict.fromkeys(name.split("/")[0] for name in of_ops))
     for name, rows in groups.items():
         if name.split("/")[0] not in ops:
             out += [f"\n**{name}**\n", table(rows)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mnv3_fast.acceleration import accelerate
-from mnv3_fast.checkpoints import classes_of, load_into
+from mnv3_fast.checkpoints import build_from
 from mnv3_fast.models.preprocessing import image_of, scale_and_shift
 from mnv3_fast.models.variants import Variant, build, variant_of
 
@@ -59,9 +59,9 @@ class ImageClassifier(nn.Module):
         classes: the names of the classes.
     """
 
-    def __init__(self, variant: Variant, classes: tuple[str, ...]) -> None:
+    def __init__(self, variant: Variant, classes: tuple[str, ...], network: nn.Module | None = None) -> None:
         super().__init__()
-        self.network = accelerate(build(variant), inplace=True)
+        self.network = accelerate(build(variant) if network is None else network, inplace=True)
         self.data_preprocessor = DataPreprocessor(variant)
         self.variant = variant
         self.classes = classes
@@ -122,7 +122,7 @@ def init_model(
         config: a configuration's name, ``mobilenet-v3-small-050_8xb128_in1k``, or its path,
             ``configs/mobilenet_v3/mobilenet-v3-small-050_8xb128_in1k.py``; the file itself is not read.
         checkpoint: a path or a URL, of mmpretrain's, timm's or torchvision's names of the parameters; None leaves the
-            random weights of a new network, with a warning. A URL is downloaded once, into torch's hub folder.
+            random weights of a new network, with a warning. The model has as many classes as its weights. A URL is downloaded once, into torch's hub folder.
         device: where the model goes; None is the CPU.
 
     Raises:
@@ -131,13 +131,14 @@ def init_model(
         FileNotFoundError: if the checkpoint does not exist.
     """
     variant = variant_of(config, "init_model")
-    model = ImageClassifier(variant, variant.classes())
-    if checkpoint is None:
+    if checkpoint is not None:
+        network, classes, _ = build_from(variant, checkpoint)
+        model = ImageClassifier(variant, classes, network)
+    else:
+        model = ImageClassifier(variant, variant.classes())
         name = os.fspath(config)
         why = f"{name} names trained weights, which are not downloaded unasked: " if "3rdparty" in name else ""
         warnings.warn(f"init_model: {why}this model's weights are random; give checkpoint", stacklevel=2)
-    if checkpoint is not None:
-        model.classes = classes_of(load_into(model.network, checkpoint), variant.num_classes) or model.classes
     return model.to(device).eval()
 
 

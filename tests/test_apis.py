@@ -13,9 +13,11 @@ from skimage import data
 from torchvision.transforms import functional as transforms
 
 from mnv3_fast.apis import ImageClassifier, inference_model, init_model
+from mnv3_fast.cli.models import classifier_of
 from mnv3_fast.explanation import explain
 from mnv3_fast.models.variants import VARIANTS, build
-from mnv3_fast.testing.parity import randomize_
+from mnv3_fast.testing.parity import parity_images, randomize_
+from mnv3_fast.testing.tolerance import assert_net_equal
 from tests.checkpoints.test_checkpoints import mmpretrain_file
 
 NAME = "mobilenet-v3-small-050_8xb128_in1k"
@@ -222,3 +224,20 @@ def test_random_weights_are_said() -> None:
 def test_a_name_of_trained_weights_without_them_is_said() -> None:
     with pytest.warns(UserWarning, match="names trained weights, which are not downloaded unasked"):
         init_model("mobilenet-v3-small-050_3rdparty_in1k")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_checkpoint_of_another_number_of_classes(tmp_path: Path, named: bool) -> None:
+    """As fine-tuning leaves it."""
+    network = randomize_(build(VARIANTS[NAME], num_classes=4), 0, 64)
+    meta = {"CLASSES": ["ant", "bee", "cat", "dog"]} if named else {}
+    torch.save({"state_dict": network.state_dict(), "meta": meta}, tmp_path / "tuned.pth")
+    model = init_model(NAME, tmp_path / "tuned.pth")
+    assert model.classes == (("ant", "bee", "cat", "dog") if named else ("0", "1", "2", "3"))
+    x = parity_images(2, 64)
+    with torch.no_grad():
+        assert_net_equal(model(x), network(x))
+    found = inference_model(model, data.cat())
+    assert found["pred_class"] == model.classes[found["pred_label"]]
+    classifier = classifier_of(NAME, None, str(tmp_path / "tuned.pth"))
+    assert classifier.classes == model.classes

@@ -3,6 +3,14 @@
 from mnv3_fast.checkpoints.facts import classes_of
 from mnv3_fast.checkpoints.files import read_checkpoint, state_of
 from mnv3_fast.checkpoints.fitting import torchvision_state
-from mnv3_fast.checkpoints.loading import load_checkpoint, load_into
+from mnv3_fast.checkpoints.loading import build_from, load_checkpoint, load_into
 
-__all__ = ["classes_of", "load_checkpoint", "load_into", "read_checkpoint", "state_of", "torchvision_state"]
+__all__ = [
+    "build_from",
+    "classes_of",
+    "load_checkpoint",
+    "load_into",
+    "read_checkpoint",
+    "state_of",
+    "torchvision_state",
+]

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
+from torchvision.models.mobilenetv3 import MobileNetV3
 
-from mnv3_fast.checkpoints.facts import METADATA, Facts, differences, facts_of_variant
+from mnv3_fast.checkpoints.facts import METADATA, Facts, classes_of, differences, facts_of_variant
 from mnv3_fast.checkpoints.fitting import fitted
 from mnv3_fast.checkpoints.matching import classes_in, described, variants_like
 from mnv3_fast.checkpoints.recognition import Checkpoint, chosen_variant, open_checkpoint
@@ -74,6 +75,24 @@ def load_into(model: nn.Module, source: str | os.PathLike[str]) -> dict[str, Any
     checkpoint = open_checkpoint(source)
     _load(model, checkpoint)
     return checkpoint.content
+
+
+def build_from(variant: Variant, source: str | os.PathLike[str]) -> tuple[MobileNetV3, tuple[str, ...], dict[str, Any]]:
+    """A variant's network with a checkpoint's weights, and as many outputs as these have: also a fine-tuned one.
+
+    Returns:
+        The network, fresh from :func:`build` but for its weights; the names of its classes (the checkpoint's, else the
+        variant's, else numbers); the file's dictionary.
+
+    Raises:
+        As :func:`load_checkpoint`.
+    """
+    checkpoint = open_checkpoint(source)
+    model = build(variant, classes_in(checkpoint.torchvision))
+    _load(model, checkpoint)
+    count = model.classifier[-1].out_features
+    own = variant.classes() if count == variant.num_classes else tuple(map(str, range(count)))
+    return model, classes_of(checkpoint.content, count) or own, checkpoint.content
 
 
 def _built(checkpoint: Checkpoint) -> nn.Module:

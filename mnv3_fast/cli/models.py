@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from mnv3_fast.checkpoints import classes_of, load_into
+from mnv3_fast.checkpoints import build_from
 from mnv3_fast.engine.freeze import freeze
 from mnv3_fast.models.preprocessing import scale_and_shift
 from mnv3_fast.models.variants import Preprocessing, find_variant
@@ -21,9 +21,12 @@ def classifier_of(name: str, weights: str | None, checkpoint: str | None) -> Cla
         ValueError: for an unknown name or weights, or a checkpoint that does not fit.
         OSError: if a file is not there or cannot be downloaded.
     """
-    network, how, classes = network_of(name, weights)
-    if checkpoint is not None:
-        classes = classes_of(load_into(network, checkpoint), len(classes)) or classes
+    if checkpoint is None:
+        network, how, classes = network_of(name, weights)
+    else:
+        variant = find_variant(name)
+        network, classes, _ = build_from(variant, checkpoint)
+        how = variant.preprocessing
     scale, shift = scale_and_shift(how)
     engine = freeze(network.eval(), scale=scale, shift=shift)
     return Classifier(engine, how, classes, RANDOM if weights == "random" else ())

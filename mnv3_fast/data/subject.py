@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from mnv3_fast.checkpoints import classes_of, load_into, read_checkpoint
-from mnv3_fast.checkpoints.files import state_of
+from mnv3_fast.checkpoints import build_from, classes_of
 from mnv3_fast.data.folders import Split, read_split
 from mnv3_fast.data.running import Runner, fastest
 from mnv3_fast.data.state import digest_of_split, digest_of_weights
 from mnv3_fast.gpu import Progress
-from mnv3_fast.models.variants import Preprocessing, build, variant_of
+from mnv3_fast.models.variants import Preprocessing, variant_of
 
 WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -65,12 +63,9 @@ def load_subject(
             :func:`read_split` raises.
     """
     variant = variant_of(config, "test")
-    loaded = read_checkpoint(checkpoint)
-    network = build(variant, num_classes=outputs_of(state_of(loaded)))
-    load_into(network, checkpoint)
-    count = network.classifier[-1].out_features
-    split = read_split(root, part, count)
-    names = classes_of(loaded, count) or ()
+    network, own, loaded = build_from(variant, checkpoint)
+    split = read_split(root, part, len(own))
+    names = classes_of(loaded, len(own)) or ()
     weights = digest_of_weights(network.state_dict())
     runner = fastest(network, variant.preprocessing, device, amp is not None, progress)
     about = {
@@ -86,16 +81,9 @@ def load_subject(
     warnings = [*_doubts(loaded, variant.name, names, split)]
     if runner.way != "frozen" and amp is None:
         warnings.append(f"the network is not frozen: {runner.reason}")
-    own = variant.classes()
-    classes = split.classes or names or (own if len(own) == count else tuple(map(str, range(count))))
+    classes = split.classes or own
     how = variant.preprocessing
     return Subject(variant.name, str(checkpoint), runner, how, split, classes, device, amp, tuple(warnings), about)
-
-
-def outputs_of(state: dict[str, Tensor]) -> int | None:
-    """How many classes a state_dict tells apart: the rows of its last matrix; None if it has none."""
-    rows = [tensor.shape[0] for tensor in state.values() if tensor.dim() == 2]
-    return rows[-1] if rows else None
 
 
 def _doubts(loaded: dict[str, Any], name: str, names: tuple[str, ...], split: Split) -> list[str]:
