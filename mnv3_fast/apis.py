@@ -122,7 +122,8 @@ def init_model(
         config: a configuration's name, ``mobilenet-v3-small-050_8xb128_in1k``, or its path,
             ``configs/mobilenet_v3/mobilenet-v3-small-050_8xb128_in1k.py``; the file itself is not read.
         checkpoint: a path or a URL, of mmpretrain's, timm's or torchvision's names of the parameters; None leaves the
-            random weights of a new network, with a warning. The model has as many classes as its weights. A URL is downloaded once, into torch's hub folder.
+            random weights of a new network, with a warning. The model has as many classes as its weights. A URL is
+            downloaded once, into torch's hub folder.
         device: where the model goes; None is the CPU.
 
     Raises:

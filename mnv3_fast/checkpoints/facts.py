@@ -15,6 +15,8 @@ from mnv3_fast.checkpoints.values import contents
 from mnv3_fast.models.variants import Variant
 
 CHOICES = {"padding": ("symmetric", "same"), "interpolation": ("nearest", "bilinear", "bicubic", "lanczos", "box")}
+POSITIVE = ("gate_slope", "std", "resize", "crop")
+"""What no network and no preprocessing can be made with, if it is 0."""
 METADATA = "its metadata"
 MOST_TEXT = 100_000
 """Of a configuration: Python's parser is not made for hostile text of any length."""
@@ -154,6 +156,10 @@ def _from_metadata(ours: Mapping[str, Any]) -> Facts:
                 value = _of_kind(value, kinds.get(field.name, float))
             if field.name in CHOICES and value not in CHOICES[field.name]:
                 value = None
+            if field.name in POSITIVE and not all(v > 0 for v in (value if isinstance(value, tuple) else (value,))):
+                value = None
+            if field.name == "variant":
+                variant_named(value)
         except (TypeError, ValueError, RecursionError):
             value = None
         if value is None:

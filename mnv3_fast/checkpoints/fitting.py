@@ -77,6 +77,7 @@ def fitted(state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> dict[str
     names = replace(target, family=source.family, prefix=source.prefix, inside=source.inside).names()
     missing = [names[ours] for ours in wanted if names[ours] not in state and not ours.endswith(COUNTER)]
     known = {names[ours] for ours in wanted}
+    known |= {names[ours] for ours in names if ours.endswith(COUNTER)}  # FrozenBatchNorm2d has none
     unexpected = [key for key in state if key not in known]
     if missing or unexpected:
         words = [_counted(missing, "is missing", "are missing")] if missing else []
@@ -114,6 +115,8 @@ def _what_fits(came: Mapping[str, Tensor], wanted: Mapping[str, Tensor], family:
     if not variants:
         return nearest(came)
     if variants[0] in models:
+        if classes == classes_in(wanted):
+            return "its last layer's weight and bias are of different sizes"
         return f"it has {classes} classes, the model {classes_in(wanted)}; a model with num_classes={classes} fits"
     variant = next((variant for variant in variants if variant.family == family), variants[0])
     model = f"the model is {described(models[0])}; " if models else ""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 from torchvision.models.mobilenetv3 import MobileNetV3
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from mnv3_fast.checkpoints.facts import METADATA, Facts, classes_of, differences, facts_of_variant
 from mnv3_fast.checkpoints.fitting import fitted
@@ -29,7 +30,7 @@ class Source:
         family: whose names the checkpoint has: "torchvision", "timm" or "mmpretrain".
         variant: the network that it is taken for, if there is one with its shapes.
         why: why for this one.
-        classes: the names of its classes, if the file has them.
+        classes: the names of its classes, if the file has as many as the last layer has outputs.
     """
 
     family: str
@@ -142,7 +143,8 @@ def _check_rules(model: nn.Module, checkpoint: Checkpoint, variant: Variant) -> 
 def model_rules(model: nn.Module) -> Facts:
     """What a model computes with that is in no tensor: eps, padding and the gate's slope."""
     modules = list(model.modules())
-    eps = {module.eps for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    norms = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
+    eps = {module.eps for module in modules if isinstance(module, norms)}
     slopes = {module.slope for module in modules if type(module).__name__ == "Hardsigmoid" and hasattr(module, "slope")}
     same = any("Conv2dSame" in (base.__name__ for base in type(module).__mro__) for module in modules)
     gates = any(type(module).__name__ in ("SqueezeExcitation", "SqueezeExcite", "SELayer") for module in modules)
@@ -160,4 +162,6 @@ def _note(model: nn.Module, checkpoint: Checkpoint, variant: Variant | None, why
     logger.info("checkpoint: %s has %s's names; taken for %s: %s", place, checkpoint.family, taken, why)
     if variant is not None and checkpoint.facts.bn_eps is None and checkpoint.facts.variant is None:
         logger.info("checkpoint: it does not tell BatchNorm's eps; that of %s is %g", variant.name, variant.bn_eps)
-    model.checkpoint_source = Source(checkpoint.family, variant, why, checkpoint.facts.classes)
+    names = checkpoint.facts.classes
+    fits = names is not None and classes_in(checkpoint.torchvision) in (None, len(names))
+    model.checkpoint_source = Source(checkpoint.family, variant, why, names if fits else None)

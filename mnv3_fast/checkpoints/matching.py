@@ -91,7 +91,10 @@ def variant_named(name: str) -> Variant:
     row = find_variant(match[1])
     if row.family != "torchvision":
         raise ValueError(f"unknown model {name!r}: {row.name} has one width")
-    return scaled(row, float(match[2] or 1), bool(match[3]), bool(match[4]))
+    width = match[2] or "1"
+    if not re.fullmatch(r"\d{1,2}(\.\d+)?", width):
+        raise ValueError(f"unknown model {name!r}: {width} is no width")
+    return scaled(row, float(width), bool(match[3]), bool(match[4]))
 
 
 def classes_in(state: Mapping[str, Tensor]) -> int | None:

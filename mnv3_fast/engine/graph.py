@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from mnv3_fast.engine.writes import shared_write
 from mnv3_fast.models import torchvision
 from mnv3_fast.models.checks import Unsupported, check_conv, check_residual, is_global_average
 from mnv3_fast.models.description import (
@@ -55,6 +56,9 @@ def read_graph(module: fx.GraphModule) -> tuple[PyramidDescription, Place]:
     steps = _front(module, inputs[0])
     if not any(isinstance(step.layer, BlockDescription) for step in steps):
         raise Unsupported("a graph without inverted residual blocks is no known MobileNetV3")
+    written = shared_write(module, _nodes_until(inputs[0], steps[-1].end) | {inputs[0]})
+    if written is not None:
+        raise Unsupported(f"{written.name} writes in place to a map that others read")
     parts: list[NetDescription] = []
     outputs: list[str] = []
     stretch: list[Step] = []

@@ -47,7 +47,9 @@ class HeadedEngine(Engine):
                 x = module(x)
             return x
         last = pool + 2 if pre_logits else len(self.kinds)
-        features = self._half(pool + 1, last)(nn.functional.adaptive_avg_pool2d(x, 1)).flatten(1)
+        half = self._half(pool + 1, last)
+        half._check(x)  # as it came, not as it is pooled
+        features = half(nn.functional.adaptive_avg_pool2d(x, 1)).flatten(1)
         return features if pre_logits else self.rest(features)
 
     def linear_layers(self) -> list[Engine]:

@@ -188,7 +188,8 @@ class NetDescription:
         assert first is not None, "a description of nothing"
         if isinstance(first, BlockDescription):
             first = first.expand or first.depthwise
-        return first.conv.in_channels
+        rows, columns = first.conv.weight.shape[:2]  # a weight may have been replaced, and conv.in_channels left
+        return rows if kind_of_conv(first) == "depthwise" else columns
 
     def stages(self) -> list[Stage]:
         """The stages of ``mnv3_fast::network``."""
@@ -231,6 +232,8 @@ def read_activation(module: nn.Module | None) -> str:
     if type(module) is nn.Hardswish:
         return "hardswish"
     if type(module) is nn.ReLU6:
+        if (module.min_val, module.max_val) != (0, 6):  # it is a Hardtanh, which computes by these
+            raise Unsupported(f"ReLU6 from {module.min_val} to {module.max_val} has no kernel")
         return "relu6"
     raise Unsupported(f"activation {type(module).__name__} has no kernel (relu, hardswish and relu6 have)")
 

@@ -60,7 +60,7 @@ def _is(module: nn.Module, name: str) -> bool:
 
 def _read_activation(module: nn.Module | None) -> str:
     """torch's activations, and mmcv's hard-swish of before torch had one."""
-    if module is not None and is_mmcvs(type(module), "HSwish") and type(module.act) is nn.ReLU6:
+    if module is not None and is_mmcvs(type(module), "HSwish") and read_activation(module.act) == "relu6":
         return "hardswish"
     return read_activation(module)
 

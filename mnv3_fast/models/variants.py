@@ -40,8 +40,11 @@ def find_variant(name: str) -> Variant:
     With a tag, and with an alias that stands for certain weights, it has these weights' preprocessing and classes.
 
     Raises:
+        TypeError: for what is no text.
         ValueError: for an unknown name or tag; the message has the names that are like it.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"find_variant: name must be text, got {type(name).__name__}")
     for variant in VARIANTS.values():
         if name in (variant.name, *variant.aliases):
             return variant

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import os
+import re
+from typing import Any
 
 from torch import nn
-from torchvision.models import WeightsEnum
+from torchvision.models import WeightsEnum, get_model_weights
 
 from mnv3_fast.acceleration import fuse
 from mnv3_fast.checkpoints import load_into
@@ -25,9 +28,12 @@ def list_models(pattern: str = "*", *, family: str | None = None) -> list[str]:
         family: only those of "torchvision", "timm", "mmpretrain", "keras" or "paddle".
 
     Raises:
+        TypeError: for a pattern that is no text.
         ValueError: for an unknown family.
     """
-    if family is not None and family not in FAMILIES:
+    if not isinstance(pattern, str):
+        raise TypeError(f"list_models: pattern must be text, got {type(pattern).__name__}")
+    if family is not None and family not in tuple(FAMILIES):
         raise ValueError(f"list_models: family must be one of {', '.join(FAMILIES)}, got {family!r}")
     return [
         name
@@ -67,9 +73,11 @@ def create_model(
         torchvision's ``MobileNetV3`` in training mode; parameters have torchvision's names for every family.
 
     Raises:
-        TypeError: for a name that is no text, or a num_classes that is no whole number.
-        ValueError: for an unknown name or tag (the message has what is like it), for both weights and checkpoint, for
-            options that a family does not have, and for a checkpoint that does not fit or may not be read.
+        TypeError: for a name that is no text, a num_classes that is no whole number, a width_mult or dropout that is no
+            number.
+        ValueError: for an unknown name or tag (the message has what is like it), for weights of another network, for
+            both weights and checkpoint, for a width_mult or dropout out of range, for options that a family does not
+            have, and for a checkpoint that does not fit or may not be read.
         FileNotFoundError, OSError: for a checkpoint that does not exist, or cannot be downloaded.
     """
     if not isinstance(name, str):
@@ -77,9 +85,16 @@ def create_model(
     if weights is not None and checkpoint is not None:
         raise ValueError("create_model: weights and checkpoint exclude each other")
     _check_classes(num_classes)
+    _check_number("width_mult", width_mult)
+    if dropout is not None:
+        _check_number("dropout", dropout)
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"create_model: dropout must be from 0 to 1, got {dropout}")
     tag = weights.name if isinstance(weights, WeightsEnum) else weights
     try:
         variant = _with_options(find_variant(name), width_mult, reduced_tail, dilated)
+        if isinstance(weights, WeightsEnum):
+            _check_enum(weights, variant)
         variant = variant if tag is None else variant.with_weights(tag)
     except ValueError as error:
         raise ValueError(f"create_model: {error}") from None
@@ -112,6 +127,20 @@ def _with_options(variant: Variant, width_mult: float, reduced_tail: bool, dilat
         words = "width_mult, reduced_tail and dilated are for mobilenet_v3_large and mobilenet_v3_small"
         raise ValueError(f"{words}, got {variant.name}; list_models has other widths by name")
     return scaled(variant, width_mult, reduced_tail, dilated)
+
+
+def _check_enum(weights: WeightsEnum, variant: Variant) -> None:
+    """torchvision's networks have weights of the same names."""
+    name = re.split(r"[ .]", variant.name)[0]
+    if variant.family != "torchvision" or type(weights) is not get_model_weights(name):
+        raise ValueError(f"weights {weights} are of another network than {variant.name}")
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"create_model: {name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"create_model: {name} must be finite, got {value}")
 
 
 def _check_classes(num_classes: int | None) -> None:

@@ -52,6 +52,8 @@ ATTRIBUTES = (
     "divisor",
     "min_value",
     "max_value",
+    "min_val",
+    "max_val",
     *FLAGS,
 )
 """What a module computes by, beside its tensors and children; one that holds none of them costs nothing."""

@@ -52,6 +52,16 @@ def test_classifiers(kind: str) -> None:
 
 
 @torch.no_grad()
+def test_a_stem_whose_weight_was_replaced_alone() -> None:
+    """As for gray images; Conv2d.in_channels takes no part in torch's own forward."""
+    model = copy.deepcopy(cached_parity_model("small"))
+    conv = model.features[0][0]
+    conv.weight = nn.Parameter(conv.weight.sum(1, keepdim=True))
+    gray = X[:, :1]
+    assert testing.relative_error(mnv3_fast.freeze(model)(gray), model(gray)) <= testing.NET_LIMIT
+
+
+@torch.no_grad()
 def test_copies() -> None:
     engine = mnv3_fast.freeze(cached_parity_model("small"))
     expected = engine(X)

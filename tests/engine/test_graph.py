@@ -7,8 +7,9 @@ import pickle
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torchvision.models.feature_extraction import create_feature_extractor
+from torch import Tensor, fx, nn
+from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor
+from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
 import mnv3_fast
 from mnv3_fast import EngineChain, testing
@@ -120,6 +121,56 @@ def test_graphs_that_are_no_mobilenet() -> None:
         read_graph(two_inputs)
     with pytest.raises(ValueError, match="nothing in Module can be frozen|nothing in .* can be frozen"):
         mnv3_fast.freeze(torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())).eval())
+
+
+class Writes(nn.Module):
+    """A network in two halves, with something between them."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        features = cached_parity_model("small", size=64).features
+        self.front, self.back = features[:4], features[4:]
+        self.place, self.act = place, nn.Hardtanh(-0.1, 0.1, inplace=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.place == "input":
+            x.mul_(2.0)
+        if self.place == "a view of the input":
+            x[:, :1].zero_()
+        y = self.front(x)
+        if self.place == "between":
+            self.act(y)
+        if self.place == "function":
+            nn.functional.relu(y, True)
+        if self.place == "the only reader":
+            y += 1.0
+            return self.back(y), x
+        z = self.back(y)
+        if self.place == "behind":
+            y.mul_(2.0)
+        return z, y
+
+
+def traced(model: nn.Module) -> fx.GraphModule:
+    tracer = NodePathTracer(leaf_modules=[Conv2dNormActivation, SqueezeExcitation])
+    return fx.GraphModule(model, tracer.trace(model)).eval()
+
+
+@pytest.mark.parametrize("place", ["input", "a view of the input", "between", "function", "behind"])
+def test_a_write_that_others_should_see_keeps_the_graph_torchs(place: str) -> None:
+    """What was written in place is no value of the graph: an engine would read the map without it."""
+    with pytest.raises(ValueError, match="writes in place to a map that others read"):
+        mnv3_fast.freeze(traced(Writes(place).eval()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("place", "engines"), [("nowhere", 2), ("the only reader", 1)])
+def test_a_write_that_nobody_else_sees(place: str, engines: int) -> None:
+    model = Writes(place).eval()
+    frozen = mnv3_fast.freeze(traced(model))
+    assert sum(isinstance(module, mnv3_fast.Engine) for module in frozen.modules()) == engines
+    for came, wanted in zip(frozen(X), model(X), strict=True):
+        assert testing.relative_error(came, wanted) <= testing.NET_LIMIT
 
 
 class TwoInputs(nn.Module):

@@ -76,6 +76,21 @@ def test_a_change_after_the_first_call(change: str) -> None:
     assert (mnv3_fast.explain(block).fused == 1) is stays_fused
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "value"), [("min_val", 0.1), ("max_val", 0.5)])
+def test_limits_of_relu6_are_its_attributes(name: str, value: float) -> None:
+    """It is a Hardtanh, which computes by them."""
+    model = front()
+    model[2].block[0][2] = nn.ReLU6()
+    block = mnv3_fast.accelerate(model, inplace=True)
+    before = block(X)
+    setattr(block[2].block[0][2], name, value)
+    assert agrees(block)
+    assert testing.relative_error(block(X), before) > 1e-2
+    with pytest.raises(ValueError, match=r"ReLU6 from .* to .* has no kernel"):
+        mnv3_fast.freeze(block[2:3].eval())
+
+
 COMPILED: dict[str, Callable[[nn.Module], object]] = {
     "hook": lambda b: parts(b)[0].register_forward_hook(lambda m, args, output: output * 2),
     "norm": lambda b: b.block[0].__setitem__(1, nn.GroupNorm(4, parts(b)[1].num_features)),

@@ -34,6 +34,18 @@ def test_frozen_networks(which: str) -> None:
     assert ("SelectAdaptivePool2d" in names) is (which in ("map of conv_head", *POOLS_OF_TORCH))
 
 
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (None, TypeError, "Engine: input must be a Tensor, got NoneType"),
+        (torch.ones(2, 5, 3, 3), ValueError, r"Engine: input must be \[N, \d+, H, W\], got \[2, 5, 3, 3\]"),
+    ],
+)
+def test_a_head_says_what_came(x: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        mnv3_fast.freeze(form("stock")).forward_head(x)
+
+
 @torch.no_grad()
 def test_halves_of_an_engine_follow_its_plan() -> None:
     """They are cut out of the plan, so they must go when it does, and not be saved with it."""

@@ -11,9 +11,10 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torchvision.models import MobileNet_V3_Large_Weights
 
 import mnv3_fast
-from mnv3_fast.models.variants import FAMILIES, VARIANTS, build
+from mnv3_fast.models.variants import FAMILIES, VARIANTS, build, find_variant
 from mnv3_fast.testing import parity_images
 from mnv3_fast.testing.parity import randomize_
 from tests.models.common import assert_runs_fused
@@ -32,6 +33,10 @@ def test_list_models() -> None:
     assert sum(len(mnv3_fast.list_models(family=family)) for family in FAMILIES) == len(VARIANTS)
     with pytest.raises(ValueError, match="list_models: family must be one of torchvision, timm, .*, got 'tf'"):
         mnv3_fast.list_models(family="tf")
+    with pytest.raises(TypeError, match="list_models: pattern must be text, got int"):
+        mnv3_fast.list_models(3)
+    with pytest.raises(TypeError, match="find_variant: name must be text, got NoneType"):
+        find_variant(None)
 
 
 @pytest.fixture
@@ -127,6 +132,12 @@ def test_refusals() -> None:
         (ValueError, "num_classes must be at least 1, got 0", {"name": "large", "num_classes": 0}),
         (TypeError, "num_classes must be a whole number, got float", {"name": "large", "num_classes": 10.0}),
         (TypeError, "name must be text, got int", {"name": 3}),
+        (TypeError, "width_mult must be a number, got str", {"name": "large", "width_mult": "0.5"}),
+        (ValueError, "width_mult must be finite, got inf", {"name": "large", "width_mult": float("inf")}),
+        (ValueError, "dropout must be from 0 to 1, got 2", {"name": "large", "dropout": 2}),
+        (ValueError, "dropout must be finite, got nan", {"name": "large", "dropout": float("nan")}),
+        (ValueError, "weights MobileNet_V3_Large_Weights.IMAGENET1K_V1 are of another network than mobilenet_v3_small",
+         {"name": "small", "weights": MobileNet_V3_Large_Weights.IMAGENET1K_V1}),
     ]  # fmt: skip
     for kind, message, arguments in cases:
         with pytest.raises(kind, match=f"create_model: .*{message}"):
