@@ -107,6 +107,7 @@ def bad_set(kind: str, here: Path) -> None:
         ("", ["--device", "cuda:99"], "torch sees"),
         ("", ["--batch", "0"], "--batch must be at least 1, got 0"),
         ("", ["--workers", "-1"], "--workers must be at least 1, got -1"),
+        ("", ["--workers", "1025"], "--workers must be at most 1024, got 1025"),
         ("", ["--amp", "--amp-dtype", "float8"], "--amp-dtype must be one of float16, bfloat16, got 'float8'"),
         ("", ["--amp-dtype", "float16"], "--amp-dtype is for --amp"),
         ("", ["--output", "set"], "--output set is a folder"),
@@ -121,6 +122,21 @@ def test_bad_input(kind: str, options: list[str], words: str, here: Path) -> Non
     assert not (here / "mnv3-fast-test").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("small.pth", [], "is the checkpoint, another file is wanted"),
+        (f"set/val/{CLASSES[0]}/000.JPEG", [], "is one of the images, another file is wanted"),
+        ("small.json", ["--state", "./small.json"], "is --state, another file is wanted"),
+    ],
+)
+def test_what_is_read_is_not_begun_anew(name: str, options: list[str], words: str, here: Path) -> None:
+    before = (here / name).read_bytes() if (here / name).exists() else None
+    result = run_test("--output", name, "--overwrite", *options)
+    assert (result.exit_code, f"--output {name} {words}" in result.stderr) == (2, True), result.output
+    assert before == ((here / name).read_bytes() if (here / name).exists() else None)
+
+
 def test_an_unknown_model_and_a_place_that_cannot_be_written(here: Path) -> None:
     result = run_test(model="mobilenet-v9")
     assert (result.exit_code, "unknown model 'mobilenet-v9'; " in result.stderr) == (2, True)
@@ -129,6 +145,8 @@ def test_an_unknown_model_and_a_place_that_cannot_be_written(here: Path) -> None
     assert (result.exit_code, "file/state.json cannot be" in result.stderr) == (2, True)
     result = run_test("--output", "file/lines.jsonl")
     assert (result.exit_code, "file/lines.jsonl cannot be written" in result.stderr) == (3, True)
+    result = run_test("--output", "x" * 300)
+    assert (result.exit_code, "x cannot be written: File name too long" in result.stderr) == (3, True)
 
 
 def test_a_process_group_that_makes_no_sense(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
