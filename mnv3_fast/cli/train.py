@@ -13,8 +13,8 @@ from rich.table import Table
 
 from mnv3_fast import training
 from mnv3_fast.cli.common import (
-    BAD_INPUT,
     MISS,
+    MOST_THREADS,
     NOT_WRITTEN,
     check_choices,
     check_positive,
@@ -24,10 +24,9 @@ from mnv3_fast.cli.common import (
     show,
 )
 from mnv3_fast.cli.test import AMP_DTYPES, cpus_for
-from mnv3_fast.data.loading import WorkerDied
-from mnv3_fast.data.processes import Processes, ProcessesLost
+from mnv3_fast.data.processes import Processes
 from mnv3_fast.models.variants import Variant, variant_of
-from mnv3_fast.training import Diverged, Recipe, Settings, Trained, default_recipe, read_recipe
+from mnv3_fast.training import Diverged, NotWritten, Recipe, Settings, Trained, default_recipe, read_recipe
 
 EPILOG = """Examples:
 
@@ -78,9 +77,10 @@ def train(
     """Train or fine-tune a network; validate after each epoch, keep the best weights, go on after an end."""
     for option, value in (("--epochs", epochs), ("--batch", batch), ("--log-interval", log_interval)):
         check_positive(option, [] if value is None else [value])
-    for option, value in (("--workers", workers), ("--seed", seed), ("--checkpoint-interval", checkpoint_interval)):
-        if value is not None and not 0 <= value < 2**31:
-            fail(f"{option} must be from 0 to {2**31 - 1}, got {value}")
+    limits = {"--workers": MOST_THREADS, "--seed": 2**31 - 1, "--checkpoint-interval": 2**31 - 1}
+    for (option, most), value in zip(limits.items(), (workers, seed, checkpoint_interval), strict=True):
+        if value is not None and not 0 <= value <= most:
+            fail(f"{option} must be from 0 to {most}, got {value}")
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if where.partition(":")[0] not in ("cpu", "cuda"):
         fail(f"--device must be cpu, cuda or cuda:N, got {device!r}")
@@ -161,10 +161,10 @@ def run(settings: Settings, processes: Processes) -> Trained:
         return training.train(settings, processes, tell)
     except Diverged as error:
         fail(str(error), MISS)
-    except (ValueError, WorkerDied, ProcessesLost) as error:
+    except NotWritten as error:
+        fail(str(error), NOT_WRITTEN)
+    except (ValueError, OSError) as error:
         fail(str(error))
-    except OSError as error:  # the system's own have a number
-        fail(str(error), BAD_INPUT if error.errno is None else NOT_WRITTEN)
 
 
 def tell(record: dict[str, Any]) -> None:

@@ -100,7 +100,7 @@ def digest_of_split(split: Split) -> str:
     """The same for the same file names and labels in the same order, wherever they lie."""
     found = hashlib.sha256()
     for path, label in split.samples:
-        found.update(f"{os.path.relpath(path, split.folder)}\0{label}\n".encode("utf-8", "surrogateescape"))
+        found.update(f"{path.removeprefix(split.folder)}\0{label}\n".encode("utf-8", "surrogateescape"))
     return found.hexdigest()[:16]
 
 
