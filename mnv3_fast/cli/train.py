@@ -75,38 +75,31 @@ def train(
     json: Annotated[bool, typer.Option("--json", help="print how it ended as JSON")] = False,
 ) -> None:
     """Train or fine-tune a network; validate after each epoch, keep the best weights, go on after an end."""
-    for option, value in (("--epochs", epochs), ("--batch", batch), ("--log-interval", log_interval)):
-        check_positive(option, [] if value is None else [value])
-    limits = {"--workers": MOST_THREADS, "--seed": 2**31 - 1, "--checkpoint-interval": 2**31 - 1}
-    for (option, most), value in zip(limits.items(), (workers, seed, checkpoint_interval), strict=True):
-        if value is not None and not 0 <= value <= most:
-            fail(f"{option} must be from 0 to {most}, got {value}")
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if where.partition(":")[0] not in ("cpu", "cuda"):
-        fail(f"--device must be cpu, cuda or cuda:N, got {device!r}")
-    dtype = autocast_dtype(amp, amp_dtype, where)
+    check_numbers(
+        {"--epochs": epochs, "--batch": batch, "--log-interval": log_interval},
+        {"--workers": workers, "--seed": seed, "--checkpoint-interval": checkpoint_interval},
+    )
+    where = device_of(device)
     changes: dict[str, Any] = {"epochs": epochs, "batch": batch, "average": average, "sync_batch_norm": sync_bn or None}
     try:
         variant, chosen = variant_and_recipe(config, recipe, changes, lr)
         group = Processes.from_environment()
-        settings = Settings(
-            variant=variant,
-            recipe=chosen,
-            data=data,
-            work_dir=work_dir
-            or Path("work_dirs", variant.name if recipe is None else f"{variant.name}-{Path(recipe).stem}"),
-            resume=resume,
-            checkpoint=checkpoint,
-            freeze_backbone=freeze_backbone,
-            auto_scale_lr=auto_scale_lr,
-            amp=dtype,
-            workers=cpus_for(group) if workers is None else workers,
-            device=where,
-            seed=seed,
-            validate=not no_validate,
-            log_interval=log_interval,
-            checkpoint_interval=checkpoint_interval,
-        )
+        name = variant.name if recipe is None else f"{variant.name}-{Path(recipe).stem}"
+        paths: dict[str, Any] = {
+            "data": data,
+            "work_dir": work_dir or Path("work_dirs", name),
+            "checkpoint": checkpoint,
+        }
+        how: dict[str, Any] = {
+            "resume": resume,
+            "freeze_backbone": freeze_backbone,
+            "auto_scale_lr": auto_scale_lr,
+            "seed": seed,
+        }
+        how |= {"amp": autocast_dtype(amp, amp_dtype, where), "device": where, "validate": not no_validate}
+        how |= {"log_interval": log_interval, "checkpoint_interval": checkpoint_interval}
+        count = cpus_for(group) if workers is None else workers
+        settings = Settings(variant, chosen, **paths, **how, workers=count)
     except (ValueError, OSError) as error:
         fail(str(error))
     with group as processes:
@@ -114,6 +107,23 @@ def train(
         if processes.is_first:
             facts = facts_of(settings, trained, processes.world)
             print_json(facts) if json else show(table_of(facts))
+
+
+def check_numbers(positive: dict[str, int | None], others: dict[str, int | None]) -> None:
+    """End if an option is below 1, or one of the others below 0, or beyond what torch or a system takes."""
+    for option, value in positive.items():
+        check_positive(option, [] if value is None else [value])
+    for option, value in others.items():
+        most = MOST_THREADS if option == "--workers" else 2**31 - 1
+        if value is not None and not 0 <= value <= most:
+            fail(f"{option} must be from 0 to {most}, got {value}")
+
+
+def device_of(device: str | None) -> str:
+    """What ``--device`` says; without it a GPU where there is one."""
+    if device is not None and device.partition(":")[0] not in ("cpu", "cuda"):
+        fail(f"--device must be cpu, cuda or cuda:N, got {device!r}")
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def autocast_dtype(amp: bool, name: str | None, device: str) -> torch.dtype | None:

@@ -64,6 +64,7 @@ def test_killed_anywhere(data: Path, whole: Path, tmp_path: Path, step: int, wor
     assert_same_files(whole, kill_and_go_on(data, tmp_path, step, workers))
 
 
+@pytest.mark.slow
 def test_what_the_log_has_beyond_the_checkpoint_is_cut_off(data: Path, whole: Path, tmp_path: Path) -> None:
     """Lines and best checkpoints from after the checkpoint, as a kill leaves them."""
     torch.set_num_threads(1)
