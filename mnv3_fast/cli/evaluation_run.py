@@ -33,14 +33,15 @@ class EvaluationRun:
 
     def __init__(self, subject: Subject, state: Path | None, output: Path | None, overwrite: bool) -> None:
         wanted = str(output.resolve()) if output is not None else None
-        self.state = State(state or FOLDER / f"{subject.name}.json", subject.about | {"output": wanted})
+        about, total = subject.about | {"output": wanted}, len(subject.split.samples)
+        self.state = State(state or FOLDER / f"{subject.name}.json", about, total)
         self.subject, self.output, self.overwrite = subject, output, overwrite
         self.resumed_from = 0
         self._bar = Progress(
             TextColumn("images"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.0f}/s"),
             TimeRemainingColumn(), console=errors, redirect_stdout=False,
         )  # fmt: skip
-        self._task = self._bar.add_task("", total=len(subject.split.samples), rate=0.0)
+        self._task = self._bar.add_task("", total=total, rate=0.0)
 
     def begin(self) -> None:
         """Find out where to go on, and that the files can be written; or end the program."""
