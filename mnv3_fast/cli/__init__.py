@@ -9,17 +9,20 @@ import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
+import torch
 import typer
 
 import mnv3_fast
 from mnv3_fast.cli import bench, convert, demo, explain, info, predict, test, train, verify
 from mnv3_fast.cli.common import INTERRUPTED, errors, fail
+from mnv3_fast.data.loading import WorkerDied
+from mnv3_fast.data.processes import ProcessesLost
 
 _OUT_OF_MEMORY = ("can't allocate memory", "Storage size calculation overflowed")
 
 
 def guarded(verb: Callable[..., None]) -> Callable[..., None]:
-    """A verb that ends with status 130 on Ctrl-C, and without a traceback where memory does not suffice."""
+    """A verb that ends with status 130 on Ctrl-C, and without a traceback where memory or another process is gone."""
 
     @functools.wraps(verb)
     def run(*args: Any, **keywords: Any) -> None:
@@ -28,8 +31,12 @@ def guarded(verb: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             errors.print("interrupted")
             raise typer.Exit(INTERRUPTED) from None
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
+        except (WorkerDied, ProcessesLost) as error:
+            fail(str(error))
+        except (MemoryError, torch.OutOfMemoryError):
+            fail("there is not enough memory for this")
+        except RuntimeError as error:
+            if not any(words in str(error) for words in _OUT_OF_MEMORY):
                 raise
             fail("there is not enough memory for this")
 

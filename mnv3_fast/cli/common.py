@@ -20,6 +20,7 @@ errors = Console(stderr=True)
 
 NETS = ("large", "small")
 MOST_THREADS = 1024
+"""Of ``--workers``, too: a mistyped number must not start processes until the machine stands still."""
 MISS, BAD_INPUT, NOT_WRITTEN, INTERRUPTED = 1, 2, 3, 130
 """Exit statuses other than 0: a result is not as it should be; bad arguments or input; output not written; Ctrl-C."""
 
@@ -38,8 +39,8 @@ def check_choices(option: str, values: list[str], choices: tuple[str, ...]) -> N
 
 
 def check_positive(option: str, values: list[int]) -> None:
-    """End if a number is below 1, or beyond what torch takes (of threads: what a system gives)."""
-    most = MOST_THREADS if option == "--threads" else 2**31 - 1
+    """End if a number is below 1, or beyond what torch takes (of threads and workers: what a system gives)."""
+    most = MOST_THREADS if option in ("--threads", "--workers") else 2**31 - 1
     for value in values:
         if value < 1:
             fail(f"{option} must be at least 1, got {value}")

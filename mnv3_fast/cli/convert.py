@@ -36,9 +36,11 @@ def convert(
     from mnv3_fast.checkpoints.recognition import open_checkpoint
 
     check_choices("--to", [to], converting.FORMATS)
-    if output.is_dir():
-        fail(f"OUT {output} is a folder, a file is wanted")
-    if output.exists() and not force:
+    with writing(output):
+        if output.is_dir():
+            fail(f"OUT {output} is a folder, a file is wanted")
+        there = output.exists()
+    if there and not force:
         fail(f"OUT {output} exists; --force replaces it")
     try:
         checkpoint = open_checkpoint(source)

@@ -33,14 +33,15 @@ class EvaluationRun:
 
     def __init__(self, subject: Subject, state: Path | None, output: Path | None, overwrite: bool) -> None:
         wanted = str(output.resolve()) if output is not None else None
-        self.state = State(state or FOLDER / f"{subject.name}.json", subject.about | {"output": wanted})
+        about, total = subject.about | {"output": wanted}, len(subject.split.samples)
+        self.state = State(state or FOLDER / f"{subject.name}.json", about, total)
         self.subject, self.output, self.overwrite = subject, output, overwrite
         self.resumed_from = 0
         self._bar = Progress(
             TextColumn("images"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.0f}/s"),
             TimeRemainingColumn(), console=errors, redirect_stdout=False,
         )  # fmt: skip
-        self._task = self._bar.add_task("", total=len(subject.split.samples), rate=0.0)
+        self._task = self._bar.add_task("", total=total, rate=0.0)
 
     def begin(self) -> None:
         """Find out where to go on, and that the files can be written; or end the program."""
@@ -66,9 +67,12 @@ class EvaluationRun:
 
     def _begin_output(self, output: Path) -> None:
         """The file of predictions with those of the images that are done, and no other."""
-        if output.is_dir():
-            fail(f"--output {output} is a folder, a file is wanted")
-        if output.exists() and not self.resumed_from and not self.overwrite:
+        with writing(output):
+            if output.is_dir():
+                fail(f"--output {output} is a folder, a file is wanted")
+            there = output.exists()
+            self._check_inputs(output)
+        if there and not self.resumed_from and not self.overwrite:
             fail(f"--output {output} exists; --overwrite begins it anew")
         with writing(output):
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +80,15 @@ class EvaluationRun:
                 if file.tell() < self.state.written:
                     fail(f"--output {output} lacks lines of the images that are done; --overwrite begins anew")
                 file.truncate(self.state.written)
+
+    def _check_inputs(self, output: Path) -> None:
+        """What is read, --overwrite must not begin anew either."""
+        for what, path in (("the checkpoint", self.subject.checkpoint), ("--state", self.state.path)):
+            if os.path.realpath(path) == os.path.realpath(output):
+                fail(f"--output {output} is {what}, another file is wanted")
+        images = (path for path, _ in self.subject.split.samples)
+        if output.exists() and any(os.path.exists(path) and os.path.samefile(path, output) for path in images):
+            fail(f"--output {output} is one of the images, another file is wanted")
 
     def add(self, known: Accuracy, outcomes: list[Outcome]) -> None:
         """Keep, say and show what came since the last call."""

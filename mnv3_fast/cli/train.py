@@ -13,8 +13,8 @@ from rich.table import Table
 
 from mnv3_fast import training
 from mnv3_fast.cli.common import (
-    BAD_INPUT,
     MISS,
+    MOST_THREADS,
     NOT_WRITTEN,
     check_choices,
     check_positive,
@@ -24,10 +24,9 @@ from mnv3_fast.cli.common import (
     show,
 )
 from mnv3_fast.cli.test import AMP_DTYPES, cpus_for
-from mnv3_fast.data.loading import WorkerDied
-from mnv3_fast.data.processes import Processes, ProcessesLost
+from mnv3_fast.data.processes import Processes
 from mnv3_fast.models.variants import Variant, variant_of
-from mnv3_fast.training import Diverged, Recipe, Settings, Trained, default_recipe, read_recipe
+from mnv3_fast.training import Diverged, NotWritten, Recipe, Settings, Trained, default_recipe, read_recipe
 
 EPILOG = """Examples:
 
@@ -111,12 +110,13 @@ def train(
 
 
 def check_numbers(positive: dict[str, int | None], others: dict[str, int | None]) -> None:
-    """End if an option is below 1, or one of the others below 0, or beyond what torch takes."""
+    """End if an option is below 1, or one of the others below 0, or beyond what torch or a system takes."""
     for option, value in positive.items():
         check_positive(option, [] if value is None else [value])
     for option, value in others.items():
-        if value is not None and not 0 <= value < 2**31:
-            fail(f"{option} must be from 0 to {2**31 - 1}, got {value}")
+        most = MOST_THREADS if option == "--workers" else 2**31 - 1
+        if value is not None and not 0 <= value <= most:
+            fail(f"{option} must be from 0 to {most}, got {value}")
 
 
 def device_of(device: str | None) -> str:
@@ -171,10 +171,10 @@ def run(settings: Settings, processes: Processes) -> Trained:
         return training.train(settings, processes, tell)
     except Diverged as error:
         fail(str(error), MISS)
-    except (ValueError, WorkerDied, ProcessesLost) as error:
+    except NotWritten as error:
+        fail(str(error), NOT_WRITTEN)
+    except (ValueError, OSError) as error:
         fail(str(error))
-    except OSError as error:  # the system's own have a number
-        fail(str(error), BAD_INPUT if error.errno is None else NOT_WRITTEN)
 
 
 def tell(record: dict[str, Any]) -> None:

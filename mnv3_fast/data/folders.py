@@ -97,11 +97,11 @@ def _labelled(folder: Path, meta: Path, num_classes: int | None) -> Split:
         if label < 0 or (limit is not None and label >= limit):
             wanted = f"0 to {limit - 1}" if limit is not None else "0 or more"
             raise ValueError(f"data: {meta}, line {number}: label {label} of {name}, {wanted} is wanted")
-        path = os.path.join(folder, name)
-        if path in seen:
+        plain = os.path.normpath(name)  # of names such as a.jpg and ./a.jpg
+        if plain in seen:
             raise ValueError(f"data: {meta}, line {number}: {name} is there twice")
-        seen.add(path)
-        samples.append((path, label))
+        seen.add(plain)
+        samples.append((os.path.join(folder, name), label))
     if not samples:
         raise ValueError(f"data: {meta} names no image")
     missing = _missing([path for path, _ in samples])

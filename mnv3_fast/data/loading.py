@@ -105,7 +105,7 @@ def read_batches(images: PreparedImages, shares: Shares, workers: int, pin: bool
         num_workers=workers,
         collate_fn=images.together,
         pin_memory=pin,
-        worker_init_fn=ignore_interrupts,
+        worker_init_fn=leave_signals,
     )
 
 
@@ -126,11 +126,13 @@ def watched() -> Iterator[None]:
         raise WorkerDied(f"a process that decodes images died, {advice} ({first})") from error
 
 
-def ignore_interrupts(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the one that computes ends its workers.
+def leave_signals(_: int) -> None:
+    """Ctrl-C reaches every process of a terminal, SIGTERM of torchrun or a scheduler every one of a job; the one that
+    computes ends its workers, which also end by themselves when it is gone.
 
     When that is while it takes a batch from one, the worker's thread that hands out memory prints a traceback through
     this hook, and nothing else does: errors of reading travel to the process that computes.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     sys.excepthook = lambda *_: None

@@ -7,6 +7,7 @@ gradients of a network on GPUs by NCCL, in the same group.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,6 +19,9 @@ from torch import distributed as dist
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for another one, which may have slower disks or compile kernels first."""
+
+OF_GLOO = re.compile(r"/gloo/\S+:\d+\]")
+"""In gloo's errors, which are plain RuntimeErrors: the line of its code that they come from."""
 
 
 class ProcessesLost(RuntimeError):
@@ -55,15 +59,21 @@ class Processes:
         values = []
         for name in (*names, "MASTER_ADDR", "MASTER_PORT"):
             text = os.environ.get(name)
-            if text is None or (name in names and not text.isdecimal()):
+            if text is None or (name != "MASTER_ADDR" and not text.isdecimal()):
                 raise ValueError(f"Processes: {name} is {text!r}; torchrun sets {', '.join(names)} to numbers")
             values.append(text)
         return cls(*(int(text) for text in values[: len(names)]))
 
     def __enter__(self) -> Processes:
+        """Join the group.
+
+        Raises:
+            ProcessesLost: if the others cannot be reached.
+        """
         if self.world > 1 and not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-            dist.init_process_group(backend, rank=self.rank, world_size=self.world, timeout=TIMEOUT)
+            with connected():
+                dist.init_process_group(backend, rank=self.rank, world_size=self.world, timeout=TIMEOUT)
             self._started = True
         return self
 
@@ -81,10 +91,12 @@ class Processes:
         """A device for this process: of ``cuda`` without a number, the GPU of its local rank, also for new tensors.
 
         Raises:
-            RuntimeError: torch's, for a name that is no device's.
-            ValueError: for a GPU that torch does not see.
+            ValueError: for a name that is no device's, or a GPU that torch does not see.
         """
-        device = torch.device(name)
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"device: {name!r} is none, cpu, cuda or cuda:N is wanted") from error
         if device.type != "cuda":
             return device
         index = self.local_rank if device.index is None else device.index
@@ -126,10 +138,29 @@ class Processes:
 
 
 @contextmanager
+def connected() -> Iterator[None]:
+    """Around code of torch that talks to other processes, as DistributedDataParallel does; its other errors pass.
+
+    Raises:
+        ProcessesLost: where another one has gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        first = str(error).partition("\n")[0]
+        if not isinstance(error, dist.DistError) and not OF_GLOO.search(first):
+            raise
+        raise ProcessesLost(_lost(first)) from error
+
+
+def _lost(reason: str) -> str:
+    return f"another of the processes has ended or cannot be reached ({reason})"
+
+
+@contextmanager
 def _talking() -> Iterator[None]:
     """Around what waits for others: gloo's error names a line of its code."""
     try:
         yield
     except RuntimeError as error:
-        first = str(error).partition("\n")[0]
-        raise ProcessesLost(f"another of the processes has ended or cannot be reached ({first})") from error
+        raise ProcessesLost(_lost(str(error).partition("\n")[0])) from error

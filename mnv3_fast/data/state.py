@@ -31,12 +31,13 @@ class State:
     Attributes:
         path: of the file.
         about: what is evaluated, how and where; a state of anything else is refused.
+        total: how many images there are.
         known: what is counted.
         written: bytes of the predictions' file that belong to it.
     """
 
-    def __init__(self, path: Path, about: dict[str, Any]) -> None:
-        self.path, self.about = path, about
+    def __init__(self, path: Path, about: dict[str, Any], total: int) -> None:
+        self.path, self.about, self.total = path, about, total
         self.known, self.written = Accuracy(), 0
         self._saved = 0.0
 
@@ -60,6 +61,7 @@ class State:
             about, written = dict(found["about"]), int(found["written"])
             unreadable = tuple((str(path), str(why)) for path, why in found["known"].pop("unreadable"))
             known = Accuracy(**found["known"], unreadable=unreadable)
+            _check_counts(known, self.total)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{self.path} is no state of mnv3-fast test") from error
         differ = [name for name in self.about | about if self.about.get(name) != about.get(name)]
@@ -96,11 +98,20 @@ class State:
         self.path.unlink(missing_ok=True)
 
 
+def _check_counts(known: Accuracy, total: int) -> None:
+    """A damaged file must not become an accuracy."""
+    counts = [0, known.correct_top1, known.correct_top5, known.images - len(known.unreadable), known.images, total]
+    if not all(type(count) is int for count in (*counts, known.not_finite)) or counts != sorted(counts):
+        raise ValueError("of no evaluation")
+    if not (0 <= known.not_finite <= known.images and 0 <= known.seconds < float("inf")):
+        raise ValueError("of no evaluation")
+
+
 def digest_of_split(split: Split) -> str:
     """The same for the same file names and labels in the same order, wherever they lie."""
     found = hashlib.sha256()
     for path, label in split.samples:
-        found.update(f"{os.path.relpath(path, split.folder)}\0{label}\n".encode("utf-8", "surrogateescape"))
+        found.update(f"{path.removeprefix(split.folder)}\0{label}\n".encode("utf-8", "surrogateescape"))
     return found.hexdigest()[:16]
 
 

@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mnv3_fast.training.work_dir import writing
+
 
 class Log:
     """Appends to a file, a whole line at a time; ``size`` tells how long it is."""
@@ -18,7 +20,7 @@ class Log:
     def __init__(self, path: Path, size: int) -> None:
         """Go on behind the first ``size`` bytes; what follows them is cut off, a run that ended wrote it too far on."""
         self.path = path
-        with path.open("ab") as file:
+        with writing(path), path.open("ab") as file:
             if file.tell() < size:
                 raise ValueError(f"train: {path} has {file.tell()} bytes, its run had written {size}")
             os.truncate(path, size)
@@ -27,6 +29,6 @@ class Log:
     def write(self, record: dict[str, Any]) -> None:
         """One record."""
         line = (json.dumps(record) + "\n").encode("utf-8")
-        with self.path.open("ab") as file:
+        with writing(self.path), self.path.open("ab") as file:
             file.write(line)
         self.size += len(line)

@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mnv3_fast._version import __version__
 from mnv3_fast.data.evaluation import Accuracy
-from mnv3_fast.data.processes import Processes
+from mnv3_fast.data.loading import watched
+from mnv3_fast.data.processes import Processes, connected
 from mnv3_fast.training.averaging import mean_of_checkpoints
 from mnv3_fast.training.log import Log
 from mnv3_fast.training.networks import training_mode
@@ -50,6 +51,8 @@ def train(settings: Settings, processes: Processes | None = None, report: Report
 
     Raises:
         FileNotFoundError, ValueError: for data, weights, a work-dir or settings that do not do; the message says why.
+        NotWritten: if the work-dir cannot be written.
+        WorkerDied, ProcessesLost: if a process that decodes, or another that trains, was killed.
         Diverged: naming epoch, iteration and learning rate; the last checkpoint is from before.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the checkpoint of the last finished iteration is written.
     """
@@ -57,7 +60,9 @@ def train(settings: Settings, processes: Processes | None = None, report: Report
     device = processes.device(settings.device)
     sets = read_sets(settings)
     folder = WorkDir(settings.work_dir) if processes.is_first else nullcontext()
-    with folder as work_dir, StopRequest(insistent=processes.world == 1) as stop:
+    with folder as work_dir, StopRequest(insistent=processes.world == 1) as stop, watched(), connected():
+        if any(other != sets.identity for other in processes.gather(sets.identity)):
+            raise ValueError(f"train: not every process has the same images in {settings.data}")
         saved = processes.broadcast(None if work_dir is None else work_dir.begin(settings.resume))
         trainer = Trainer(settings, sets, processes, device, work_dir, report)
         trainer.start(saved)
@@ -245,7 +250,7 @@ class Trainer:
 
     def _meta(self, accuracy: Accuracy | None = None) -> dict[str, Any]:
         progress = self.state.progress
-        identity = self.settings.identity(self.processes.world) | {"training images": self.order.count}
+        identity = self.settings.identity(self.processes.world) | self.sets.identity
         meta = {
             "variant": self.settings.variant.name,
             "CLASSES": list(self.sets.classes),  # mmpretrain's key

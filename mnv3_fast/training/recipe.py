@@ -203,6 +203,7 @@ def _ranges(recipe: Recipe) -> list[tuple[str, float, float, float]]:
         *((f"optimizer.{name}", getattr(recipe.optimizer, name), 0, most) for name in ("lr", "weight_decay", "eps")),
         *((f"optimizer.{name}", getattr(recipe.optimizer, name), 0, most) for name in OWN_DECAYS),
         *((f"optimizer.{name}", getattr(recipe.optimizer, name), 0, 1) for name in ("momentum", "alpha")),
+        *(("optimizer.betas", value, 0, 1) for value in recipe.optimizer.betas or ()),
         ("schedule.step_size", schedule.step_size, 1, most),
         ("schedule.gamma", schedule.gamma, 0, most),
         ("schedule.warmup_epochs", schedule.warmup_epochs, 0, most),
@@ -262,7 +263,10 @@ def _read_value(hint: Any, value: Any, name: str) -> Any:
             raise ValueError(f"recipe: {name} must be a list of {size or 'some'} numbers, got {value!r}")
         return tuple(_read_value(kinds[0], item, name) for item in value)
     if hint is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ValueError(f"recipe: {name} must be a finite number, got one beyond the floats") from error
     if type(value) is not hint:
         raise ValueError(f"recipe: {name} must be of type {hint.__name__}, got {value!r}")
     return value

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
-from mnv3_fast.data.loading import ignore_interrupts, watched
+from mnv3_fast.data.loading import leave_signals
 from mnv3_fast.models.preprocessing import BadImage, open_image
 from mnv3_fast.training.seeds import seed_of, seeded
 
@@ -91,15 +91,15 @@ def collate(items: list[tuple[Tensor, int] | str]) -> list[Tensor] | str:
 def load(
     images: TrainingImages, order: Order, epoch: int, start: int, workers: int, pin: bool
 ) -> Iterator[list[Tensor] | str]:
-    """Batches [images float32 [N, 3, H, W], labels int64 [N]] of an epoch, read ahead by workers."""
-    batches = DataLoader(
+    """Batches [images float32 [N, 3, H, W], labels int64 [N]] of an epoch, read ahead by workers; inside of
+    :func:`watched`."""
+    batches: DataLoader[list[Tensor] | str] = DataLoader(
         images,
         batch_sampler=order.batches(epoch, start),  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin,
-        worker_init_fn=ignore_interrupts,
+        worker_init_fn=leave_signals,
         generator=torch.Generator(),  # else it would draw from the one that everybody shares
     )
-    with watched():
-        yield from batches
+    return iter(batches)

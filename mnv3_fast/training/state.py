@@ -19,6 +19,7 @@ from mnv3_fast.training.networks import starting_network, training_mode
 from mnv3_fast.training.optimizers import build_optimizer, build_schedule
 from mnv3_fast.training.seeds import seed_generators, seed_of
 from mnv3_fast.training.settings import Settings
+from mnv3_fast.training.validation import VALIDATION
 
 
 @dataclass
@@ -126,11 +127,12 @@ def check_resumable(saved: dict[str, Any], meta: dict[str, Any], where: Path) ->
     """
     if not isinstance(saved.get("progress"), dict) or "identity" not in saved.get("meta", {}):
         raise ValueError(f"train: {where} is no checkpoint of a training run")
-    then, now = saved["meta"]["CLASSES"], meta["CLASSES"]
-    if now != then:
-        some, others = (f"{len(names)} classes ({', '.join(names[:3])}, ...)" for names in (then, now))
+    classes = saved["meta"]["CLASSES"], meta["CLASSES"]
+    if classes[0] != classes[1]:
+        some, others = (f"{len(names)} classes ({', '.join(names[:3])}, ...)" for names in classes)
         raise ValueError(f"train: the run of {where} has {some}, the data now has {others}")
-    _check_identity(meta["identity"], saved["meta"]["identity"], where)
+    now, then = meta["identity"], saved["meta"]["identity"]
+    _check_identity({name: now[name] for name in now if name in then or name != VALIDATION}, then, where)
 
 
 def _check_identity(now: dict[str, Any], then: dict[str, Any], where: Path) -> None:

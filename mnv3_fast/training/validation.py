@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,10 +13,14 @@ from torch import Tensor
 from mnv3_fast.data.evaluation import Accuracy, evaluate
 from mnv3_fast.data.folders import Split, read_split
 from mnv3_fast.data.processes import Processes
+from mnv3_fast.data.state import digest_of_split
 from mnv3_fast.training.networks import validation_engine
 from mnv3_fast.training.settings import Settings
 
 logger = logging.getLogger("mnv3_fast")
+
+VALIDATION = "validation images"
+"""The key of a run's identity that it may lack: a run may go on with or without validation."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,16 @@ class Sets:
     train: Split
     validation: Split | None
     classes: tuple[str, ...]
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """How many images there are to train and to validate with, and what tells them from others."""
+        splits = {"training images": self.train, VALIDATION: self.validation}
+        return {
+            name: f"{len(split.samples)} (digest {digest_of_split(split)})"
+            for name, split in splits.items()
+            if split is not None
+        }
 
 
 def read_sets(settings: Settings) -> Sets:

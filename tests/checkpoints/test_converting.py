@@ -191,6 +191,7 @@ REFUSED = {
     "unknown name": (("good.pth", "out.pth", "--to", "timm", "--model", "mobilenet"), 2, "unknown model 'mobilenet'"),
     "exists": (("good.pth", "good.pth", "--to", "timm"), 2, "exists; --force replaces it"),
     "folder": (("good.pth", ".", "--to", "timm"), 2, "is a folder, a file is wanted"),
+    "long": (("good.pth", "x" * 300, "--to", "timm"), 3, "cannot be written: File name too long"),
     "no folder": (("good.pth", "none/out.pth", "--to", "timm"), 3, "cannot be written: No such file or directory"),
 }  # fmt: skip
 

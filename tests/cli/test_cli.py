@@ -7,10 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+import typer
 from typer.testing import CliRunner
 
 import mnv3_fast
-from mnv3_fast.cli import app
+from mnv3_fast.cli import app, guarded
+from mnv3_fast.data.loading import WorkerDied
+from mnv3_fast.data.processes import ProcessesLost
 from mnv3_fast.testing import verify as verification
 
 runner = CliRunner()
@@ -78,6 +82,24 @@ def test_refusals(options: list[str], message: str) -> None:
     result = runner.invoke(app, options)
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "there is not enough memory for this"),
+        (ProcessesLost("another of the processes has ended"), "another of the processes has ended"),
+        (WorkerDied("a process that decodes images died"), "a process that decodes images died"),
+    ],
+)
+def test_what_ends_without_a_traceback(error: Exception, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def verb() -> None:
+        raise error
+
+    with pytest.raises(typer.Exit) as end:
+        guarded(verb)()
+    assert end.value.exit_code == 2
+    assert f"mnv3-fast: {message}" in capsys.readouterr().err
 
 
 def rows(passed: bool) -> list[verification.Row]:

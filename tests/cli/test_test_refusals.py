@@ -62,6 +62,24 @@ def test_what_is_no_state_is_refused(text: str, here: Path) -> None:
     assert (result.exit_code, "state.json is no state of mnv3-fast test" in result.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"images": 19}, {"images": -1}, {"images": "4"}, {"images": 4.5}, {"correct_top1": 5, "correct_top5": 4},
+     {"correct_top5": 18}, {"not_finite": -1}, {"not_finite": None}, {"seconds": "1"}, {"seconds": None}],
+)  # fmt: skip
+def test_counts_that_cannot_be_are_refused(
+    change: dict[str, object], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_after(1, patch)
+        assert run_test("--state", "state.json").exit_code == 130
+    state = json.loads((here / "state.json").read_text())
+    assert state["known"]["images"] == 4  # of 18
+    (here / "state.json").write_text(json.dumps(state | {"known": state["known"] | change}))
+    result = run_test("--state", "state.json")
+    assert (result.exit_code, "state.json is no state of mnv3-fast test" in result.stderr) == (2, True)
+
+
 def test_lost_lines_are_not_gone_on_with(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         interrupt_after(2, patch)
@@ -107,6 +125,7 @@ def bad_set(kind: str, here: Path) -> None:
         ("", ["--device", "cuda:99"], "torch sees"),
         ("", ["--batch", "0"], "--batch must be at least 1, got 0"),
         ("", ["--workers", "-1"], "--workers must be at least 1, got -1"),
+        ("", ["--workers", "1025"], "--workers must be at most 1024, got 1025"),
         ("", ["--amp", "--amp-dtype", "float8"], "--amp-dtype must be one of float16, bfloat16, got 'float8'"),
         ("", ["--amp-dtype", "float16"], "--amp-dtype is for --amp"),
         ("", ["--output", "set"], "--output set is a folder"),
@@ -121,6 +140,21 @@ def test_bad_input(kind: str, options: list[str], words: str, here: Path) -> Non
     assert not (here / "mnv3-fast-test").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("small.pth", [], "is the checkpoint, another file is wanted"),
+        (f"set/val/{CLASSES[0]}/000.JPEG", [], "is one of the images, another file is wanted"),
+        ("small.json", ["--state", "./small.json"], "is --state, another file is wanted"),
+    ],
+)
+def test_what_is_read_is_not_begun_anew(name: str, options: list[str], words: str, here: Path) -> None:
+    before = (here / name).read_bytes() if (here / name).exists() else None
+    result = run_test("--output", name, "--overwrite", *options)
+    assert (result.exit_code, f"--output {name} {words}" in result.stderr) == (2, True), result.output
+    assert before == ((here / name).read_bytes() if (here / name).exists() else None)
+
+
 def test_an_unknown_model_and_a_place_that_cannot_be_written(here: Path) -> None:
     result = run_test(model="mobilenet-v9")
     assert (result.exit_code, "unknown model 'mobilenet-v9'; " in result.stderr) == (2, True)
@@ -129,6 +163,8 @@ def test_an_unknown_model_and_a_place_that_cannot_be_written(here: Path) -> None
     assert (result.exit_code, "file/state.json cannot be" in result.stderr) == (2, True)
     result = run_test("--output", "file/lines.jsonl")
     assert (result.exit_code, "file/lines.jsonl cannot be written" in result.stderr) == (3, True)
+    result = run_test("--output", "x" * 300)
+    assert (result.exit_code, "x cannot be written: File name too long" in result.stderr) == (3, True)
 
 
 def test_a_process_group_that_makes_no_sense(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,8 @@ def test_another_number_of_classes_names_both(root: Path) -> None:
         ("n01/000.JPEG 3\n", "line 1: label 3 of n01/000.JPEG, 0 to 2 is wanted"),
         ("n01/000.JPEG -1\n", "line 1: label -1 of n01/000.JPEG, 0 to 2 is wanted"),
         ("n01/000.JPEG 1\nn01/000.JPEG 1\n", "line 2: n01/000.JPEG is there twice"),
+        ("n01/000.JPEG 1\n./n01//000.JPEG 1\n", "line 2: ./n01//000.JPEG is there twice"),
+        ("n01/000.JPEG 1\nn02/../n01/000.JPEG 1\n", "line 2: n02/../n01/000.JPEG is there twice"),
         (
             "n01/000.JPEG 1\nn01/9.JPEG 1\nn09/8.JPEG 1\nn01 1\n",
             r"names 3 files that are not there: .*n01/9.JPEG, .*n09",

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
-from mnv3_fast.data.processes import Processes
+from mnv3_fast.data.processes import Processes, ProcessesLost, connected
 
 
 def free_port() -> int:
@@ -45,6 +45,7 @@ def test_one_process_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"WORLD_SIZE": "many"}, "WORLD_SIZE is 'many'; torchrun sets"),
         ({"LOCAL_RANK": "-1"}, "LOCAL_RANK is '-1'"),
         ({"MASTER_ADDR": None}, "MASTER_ADDR is None"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT is 'http'; torchrun sets"),
         ({"RANK": "2"}, "rank 2, local rank 0 of 2 processes cannot be"),
     ],
 )
@@ -61,6 +62,23 @@ def test_a_gpu_that_is_not_there() -> None:
     count = torch.cuda.device_count()
     with pytest.raises(ValueError, match=f"device cuda:{count}: torch sees {count} GPUs, number {count} is wanted"):
         Processes().device(f"cuda:{count}")
+
+
+@pytest.mark.parametrize("name", ["cuda:x", "cuda:", "cpu:x", ""])
+def test_a_name_that_is_no_devices(name: str) -> None:
+    with pytest.raises(ValueError, match=f"device: '{name}' is none, cpu, cuda or cuda:N is wanted"):
+        Processes().device(name)
+
+
+def test_what_torch_says_of_lost_processes() -> None:
+    """gloo's errors are plain RuntimeErrors; all others stay what they are."""
+    gloo = "[/__w/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer.\n"
+    for error in (RuntimeError(gloo), torch.distributed.DistNetworkError("refused")):
+        with pytest.raises(ProcessesLost, match="another of the processes has ended or cannot be reached"), connected():
+            raise error
+    with pytest.raises(RuntimeError, match="^mat1 and mat2") as found, connected():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    assert found.type is RuntimeError
 
 
 def talk(rank: int, folder: str, port: int) -> None:

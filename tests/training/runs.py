@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +97,21 @@ def settings_of(recipe: Path, data: Path, work_dir: Path, **options: Any) -> Set
     )
 
 
-def started(recipe: Path, data: Path, work_dir: Path, *options: str) -> subprocess.Popen:
+def started(recipe: Path, data: Path, work_dir: Path, *options: str, **environment: str) -> subprocess.Popen:
     """The same as a program, in a session of its own."""
     command = [sys.executable, "-m", "mnv3_fast.cli", "train", str(recipe), "--data", str(data)]
     command += ["--work-dir", str(work_dir), "--workers", "0", "--log-interval", "1", *options]
     return subprocess.Popen(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for(process: subprocess.Popen, work_dir: Path, step: int) -> None:
+    """Until the log has an iteration, and so the checkpoint of one before."""
+    while not any(record.get("iter", 0) >= step for record in log_of(work_dir)):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
 
 
 def log_of(work_dir: Path) -> list[dict[str, Any]]:

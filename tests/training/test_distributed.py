@@ -16,8 +16,9 @@ from mnv3_fast.checkpoints import read_checkpoint
 from mnv3_fast.data.processes import Processes
 from mnv3_fast.training import train
 from mnv3_fast.training.batch_norm import CPUSyncBatchNorm
+from tests.data.test_processes import torchrun_environment
 from tests.training.photos import write_photos
-from tests.training.runs import log_of, settings_of, write_parity, write_recipe
+from tests.training.runs import log_of, settings_of, started, wait_for, write_parity, write_recipe
 
 # Dropout and mixing draw for each process, so that one process with all images cannot draw the same.
 SYNC = """
@@ -78,6 +79,22 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     for name in ("state_dict", "ema_state_dict"):
         weights = [all_of(read_checkpoint(tmp_path / work_dir / "last.pth")[name]) for work_dir in ("pair", "alone")]
         assert testing.relative_error(*weights) <= 1e-4, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_that_is_killed_ends_the_other(lost: int, tmp_path: Path) -> None:
+    """With the reason, wherever in torch's code it waits for the first one."""
+    data, recipe = write_photos(tmp_path / "data", train=14, val=4, classes=3), write_recipe(tmp_path)
+    port, work_dir = free_port(), tmp_path / "work"
+    both = [started(recipe, data, work_dir, "--epochs", "50", **torchrun_environment(rank, 2, port)) for rank in (0, 1)]
+    wait_for(both[lost], work_dir, 2)
+    both[lost].kill()
+    said = both[1 - lost].communicate(timeout=300)[1]
+    both[lost].communicate(timeout=300)
+    assert both[1 - lost].returncode == 2
+    assert "mnv3-fast: another of the processes has ended or cannot be reached" in said
+    assert "Traceback" not in said
 
 
 def all_of(state: dict[str, Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ from mnv3_fast.checkpoints import read_checkpoint
 from mnv3_fast.cli import app
 from mnv3_fast.training import Diverged, train
 from mnv3_fast.training.loop import Trainer
-from mnv3_fast.training.work_dir import write_checkpoint
+from mnv3_fast.training.work_dir import WorkDir, write_checkpoint
 from tests.training.photos import PHOTOS, write_photos
 from tests.training.runs import CIFAR, RECIPE, log_of, settings_of, write_recipe
 
@@ -55,7 +55,10 @@ def refused(result: Result, reason: str, status: int = 2) -> None:
         (["none.toml"], "recipe: there is no file none.toml"),
         ([CIFAR, "--data", "nowhere"], "data: there is no folder nowhere/train"),
         ([CIFAR, "--epochs", "0"], "--epochs must be at least 1, got 0"),
-        ([CIFAR, "--workers", "-1"], "--workers must be from 0 to 2147483647, got -1"),
+        ([CIFAR, "--workers", "-1"], "--workers must be from 0 to 1024, got -1"),
+        ([CIFAR, "--workers", "1025"], "--workers must be from 0 to 1024, got 1025"),
+        ([CIFAR, "--data", "x" * 300], "File name too long"),
+        ([CIFAR, "--device", "cuda:x"], "device: 'cuda:x' is none, cpu, cuda or cuda:N is wanted"),
         ([CIFAR, "--lr", "-1"], "recipe: optimizer.lr must be finite and at least 0, got -1.0"),
         ([CIFAR, "--device", "tpu"], "--device must be cpu, cuda or cuda:N, got 'tpu'"),
         ([CIFAR, "--amp-dtype", "float16"], "--amp-dtype is for --amp"),
@@ -141,6 +144,11 @@ def test_a_folder_with_a_run_is_left_alone(photos: Path, tmp_path: Path) -> None
     refuse("began with lr 0.002, now it is 0.003", resume=True, recipe=other)
     more = write_photos(tmp_path / "more", train=4, val=2, classes=3)
     refuse(r"has 2 classes \(astronaut, chelsea, ...\), the data now has 3 classes", resume=True, data=more)
+    for split, what in (("train", "training images 8"), ("val", "validation images 4")):
+        moved = Path(shutil.copytree(photos, tmp_path / split))  # as many of the same classes
+        (moved / split / PHOTOS[0] / "0.jpg").rename(moved / split / PHOTOS[1] / "0 again.jpg")
+        refuse(rf"began with {what} \(digest \w+\), now it is \d \(digest", resume=True, data=moved)
+    train(settings_of(recipe, moved, work_dir, resume=True, validate=False))  # which val is the same to
     with FileLock(work_dir / ".lock"):
         refuse("is in use by another run", resume=True)
     (work_dir / "last.pth").write_bytes(kept["last.pth"][:1000])
@@ -200,7 +208,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(OSError, match=f"{path} cannot be written: File too large"):
             write_checkpoint(path, {"a": torch.zeros(10_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -209,10 +217,33 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("names", [["best_epoch_7.pth"], ["best_epoch_1.pth", "averaged.pth"]])
+def test_weights_without_their_run_are_left_alone(names: list[str], tmp_path: Path) -> None:
+    """Somebody kept the best ones alone; to begin there would remove them, also with --resume."""
+    for name in names:
+        (tmp_path / name).write_bytes(b"weights")
+    with WorkDir(tmp_path) as work_dir:
+        with pytest.raises(ValueError, match="holds a run: resume it, or choose another folder"):
+            work_dir.begin(resume=False)
+        with pytest.raises(ValueError, match=r"has a run's weights, but no last\.pth; choose another folder"):
+            work_dir.begin(resume=True)
+
+
+def test_what_a_kill_leaves_goes_away(tmp_path: Path) -> None:
+    """The half of a file, and weights of the first epoch before its checkpoint; but no file of another name."""
+    names = [".mnv3-fast-x7", "best_epoch_1.pth", "best_epoch_1 of May.pth", "best_epoch_old.pth"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"weights")
+    with WorkDir(tmp_path) as work_dir:
+        assert work_dir.begin(resume=True) is None
+        work_dir.keep_best([])
+    assert {path.name for path in tmp_path.iterdir()} - {".lock"} == set(names[2:])
+
+
 def test_a_folder_that_cannot_be_written(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = call(write_recipe(tmp_path, BRIEF), "--data", photos, "--work-dir", tmp_path / "file" / "work")
-    refused(result, "Not a directory", status=3)
+    refused(result, f"{tmp_path / 'file' / 'work'} cannot be written: Not a directory", status=3)
 
 
 def test_train_and_test_on_the_command_line(photos: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from mnv3_fast.checkpoints import read_checkpoint
 from mnv3_fast.training import train
 from mnv3_fast.training.stopping import StopRequest
 from tests.training.photos import write_photos
-from tests.training.runs import assert_same_files, log_of, settings_of, started, write_recipe
+from tests.training.runs import assert_same_files, log_of, settings_of, started, wait_for, write_recipe
 
 ITERATIONS = 7  # an epoch
 
@@ -32,13 +31,6 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     train(settings_of(write_recipe(folder), data, folder / "work", checkpoint_interval=2))
     return folder / "work"
-
-
-def wait_for(process: subprocess.Popen, work_dir: Path, step: int) -> None:
-    """Until the log has an iteration, and so the checkpoint of one before."""
-    while not any(record.get("iter", 0) >= step for record in log_of(work_dir)):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.005)
 
 
 def go_on(work_dir: Path, data: Path, recipe: Path, **options: int) -> None:
@@ -97,13 +89,16 @@ def stop_after(record: dict) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_has_its_last_iteration(data: Path, whole: Path, tmp_path: Path, number: int) -> None:
+def test_an_interrupted_run_has_its_last_iteration(
+    data: Path, whole: Path, tmp_path: Path, number: int, workers: int
+) -> None:
     torch.set_num_threads(1)
     recipe, work_dir = write_recipe(tmp_path), tmp_path / "work"
-    with started(recipe, data, work_dir) as process:  # no checkpoints within an epoch
+    with started(recipe, data, work_dir, "--workers", str(workers)) as process:  # no checkpoints within an epoch
         wait_for(process, work_dir, ITERATIONS + 2)
-        os.kill(process.pid, number)
+        os.killpg(process.pid, number)  # as a terminal, torchrun and schedulers do: the workers get it, too
         assert process.wait() == 130
     progress = read_checkpoint(work_dir / "last.pth")["progress"]
     lines = [record for record in log_of(work_dir) if "iter" in record]
@@ -111,6 +106,20 @@ def test_an_interrupted_run_has_its_last_iteration(data: Path, whole: Path, tmp_
     assert progress["epoch"] * ITERATIONS + progress["iteration"] == lines[-1]["iter"] >= ITERATIONS + 2
     go_on(work_dir, data, recipe)
     assert_same_files(whole, work_dir)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_run_with_the_reason(data: Path, tmp_path: Path) -> None:
+    """Wherever the run is then: torch raises it in the middle of the loop."""
+    recipe, work_dir = write_recipe(tmp_path), tmp_path / "work"
+    with started(recipe, data, work_dir, "--workers", "1") as process:
+        wait_for(process, work_dir, 2)
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+        os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+        said = process.communicate(timeout=300)[1]
+    assert process.returncode == 2
+    assert "mnv3-fast: a process that decodes images died, perhaps for want of memory" in said
+    assert "Traceback" not in said
 
 
 def test_a_run_that_is_done_stays_as_it_is(data: Path, whole: Path, tmp_path: Path) -> None:
