@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mnv3_fast import _library, gpu
 from mnv3_fast.acceleration import share, swaps_for, unsupported_reason
 from mnv3_fast.engine.engine import Engine
-from mnv3_fast.engine.layer_times import LayerWork, bound_of, layers_of, memory_bandwidth, time_layers
+from mnv3_fast.engine.layer_times import LayerWork, bound_of, layers_of, memory_bandwidth, share_of_calls, time_layers
 from mnv3_fast.engine.op import OP as RUN_PLAN
 from mnv3_fast.models.description import BlockDescription, SqueezeExciteLayer, Unsupported, kind_of_conv
 from mnv3_fast.nn.base import Fused
@@ -101,9 +101,9 @@ class Explanation:
             known = "torchvision's, timm's or mmpretrain's MobileNetV3"
             lines.append(f"no block of {known} and no engine inside: all of it is torch's")
         lines.append(f"{self.fused} on fused kernels, {len(self.fallbacks)} on torch")
-        shares = [row.percent_of_call for row in self.rows if row.percent_of_call is not None]
         if any(row.milliseconds is not None for row in self.rows):
-            whole = f"; engine layers: {sum(shares):.1f}% of the time of their calls" if shares else ""
+            share = share_of_calls([(row.path, row.milliseconds, row.percent_of_call) for row in self.rows])
+            whole = "" if share is None else f"; engine layers: {share:.1f}% of the time of their calls"
             lines.append(f"times with {self.threads} thread{'s'[: self.threads > 1]}{whole}")
         for path, overhead in self.networks.items():
             cost = "" if overhead is None else f", {overhead:.0f} us of a call beside the kernels"

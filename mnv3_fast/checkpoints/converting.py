@@ -24,7 +24,7 @@ from mnv3_fast.checkpoints.facts import metadata_of
 from mnv3_fast.checkpoints.files import OURS, read_checkpoint, state_of
 from mnv3_fast.checkpoints.fitting import fitted, from_torchvision, recognise
 from mnv3_fast.checkpoints.matching import classes_in, described, variant_named, variants_like
-from mnv3_fast.checkpoints.recognition import Checkpoint, chosen_variant
+from mnv3_fast.checkpoints.recognition import DOUBT, Checkpoint, chosen_variant
 from mnv3_fast.models.variants import Variant, build
 from mnv3_fast.testing.parity import parity_images
 from mnv3_fast.testing.tolerance import relative_error
@@ -106,6 +106,8 @@ def convert(checkpoint: Checkpoint, path: Path, to: str, name: str | None = None
     renamed = from_torchvision(state, recognise(state), family)
     metadata = metadata_of(variant, _names_of_classes(checkpoint, variant, count))
     notes = tuple(_notes(checkpoint, variant, target, to))
+    if DOUBT in why:
+        notes = (f"that these are weights of {variant.name} is a guess {why}; --model says what they are", *notes)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=".mnv3-fast-", suffix=path.suffix)
     os.close(handle)
     try:
@@ -184,8 +186,10 @@ def _notes(checkpoint: Checkpoint, variant: Variant, target: Variant, to: str) -
     notes = [f"its weights are {others}, written is float32"] if others else []
     if to == "safetensors" or target.bn_eps == eps:
         return notes
+    count = classes_in(checkpoint.torchvision)
+    outputs = "" if count in (None, 1000) else f", num_classes={count}"
     call = {
-        "timm": f"timm.create_model({target.name!r}, bn_eps={eps:g})",
+        "timm": f"timm.create_model({target.name!r}, bn_eps={eps:g}{outputs})",
         "torchvision": f"{target.name.partition(' ')[0]}(norm_layer=functools.partial(nn.BatchNorm2d, eps={eps:g}))",
         "mmpretrain": f"model = dict(backbone=dict(norm_cfg=dict(type='BN', eps={eps:g})))",
     }[to]

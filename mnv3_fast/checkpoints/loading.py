@@ -78,22 +78,27 @@ def load_into(model: nn.Module, source: str | os.PathLike[str]) -> dict[str, Any
     return checkpoint.content
 
 
-def build_from(variant: Variant, source: str | os.PathLike[str]) -> tuple[MobileNetV3, tuple[str, ...], dict[str, Any]]:
+def build_from(variant: Variant | None, source: str | os.PathLike[str]) -> tuple[MobileNetV3, tuple[str, ...], Variant]:
     """A variant's network with a checkpoint's weights, and as many outputs as these have: also a fine-tuned one.
+
+    Args:
+        variant: None for the one that the checkpoint is of, as :func:`load_checkpoint` finds it.
+        source: a file or URL.
 
     Returns:
         The network, fresh from :func:`build` but for its weights; the names of its classes (the checkpoint's, else the
-        variant's, else numbers); the file's dictionary.
+        variant's, else numbers); the variant.
 
     Raises:
         As :func:`load_checkpoint`.
     """
     checkpoint = open_checkpoint(source)
+    variant = chosen_variant(checkpoint)[0] if variant is None else variant
     model = build(variant, classes_in(checkpoint.torchvision))
     _load(model, checkpoint)
     count = model.classifier[-1].out_features
     own = variant.classes() if count == variant.num_classes else tuple(map(str, range(count)))
-    return model, classes_of(checkpoint.content, count) or own, checkpoint.content
+    return model, classes_of(checkpoint.content, count) or own, variant
 
 
 def _built(checkpoint: Checkpoint) -> nn.Module:

@@ -66,6 +66,9 @@ def open_checkpoint(source: str | os.PathLike[str] | Mapping[str, Any]) -> Check
     return Checkpoint(content, state, to_torchvision(state, naming), naming.family, facts, path)
 
 
+DOUBT = "would fit, too, with other eps, padding or preprocessing"
+
+
 def chosen_variant(checkpoint: Checkpoint, name: str | None = None) -> tuple[Variant, str]:
     """As :func:`table_variant`, with the eps, padding, slope and preprocessing that the file itself tells."""
     variant, why = table_variant(checkpoint, name)
@@ -101,7 +104,7 @@ def table_variant(checkpoint: Checkpoint, name: str | None = None) -> tuple[Vari
     agreeing = [variant for variant in own if not differences(facts, facts_of_variant(variant))] or own
     others = ", ".join(variant.name for variant in agreeing[1:])
     why = f"by its shapes and {checkpoint.family}'s names"
-    return agreeing[0], f"{why}; {others} would fit, too, with other eps, padding or preprocessing" if others else why
+    return agreeing[0], f"{why}; {others} {DOUBT}" if others else why
 
 
 def _by_file_name(variants: list[Variant], path: Path | None) -> Variant | None:

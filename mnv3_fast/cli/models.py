@@ -14,18 +14,22 @@ from mnv3_fast.prediction import Classifier
 RANDOM = ("random weights, the classes mean nothing",)
 
 
-def classifier_of(name: str, weights: str | None, checkpoint: str | None) -> Classifier:
+DEFAULT = "large"
+
+
+def classifier_of(name: str | None, weights: str | None, checkpoint: str | None) -> Classifier:
     """The frozen network of a name with weights that are downloaded, a checkpoint, or "random" weights.
+
+    Without a name it is what the checkpoint is of, or large.
 
     Raises:
         ValueError: for an unknown name or weights, or a checkpoint that does not fit.
         OSError: if a file is not there or cannot be downloaded.
     """
     if checkpoint is None:
-        network, how, classes = network_of(name, weights)
+        network, how, classes = network_of(name or DEFAULT, weights)
     else:
-        variant = find_variant(name)
-        network, classes, _ = build_from(variant, checkpoint)
+        network, classes, variant = build_from(None if name is None else find_variant(name), checkpoint)
         how = variant.preprocessing
     scale, shift = scale_and_shift(how)
     engine = freeze(network.eval(), scale=scale, shift=shift)

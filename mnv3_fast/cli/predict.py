@@ -30,7 +30,10 @@ cannot be written; 130 after Ctrl-C (what was written stays, --resume goes on)."
 
 def predict(
     images: Annotated[list[str], typer.Argument(help="files, folders and globs", metavar="IMAGE|FOLDER|GLOB...")],
-    model: Annotated[str, typer.Option(help="a name that `mnv3-fast info --models` lists, or large, small")] = "large",
+    model: Annotated[
+        str | None,
+        typer.Option(help="a name that `mnv3-fast info --models` lists; else what --checkpoint is of, or large"),
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(help="DEFAULT or a tag of the model's weights, downloaded; or random, for a trial")
     ] = None,
@@ -101,7 +104,7 @@ def shown(predictions: Iterator[Prediction], count: int) -> Iterator[Prediction]
         yield from progress.track(predictions, total=count)
 
 
-def load_classifier(model: str, weights: str | None, checkpoint: str | None) -> Classifier:
+def load_classifier(model: str | None, weights: str | None, checkpoint: str | None) -> Classifier:
     """The engine of a model's name, or the end of the program with the reason why there is none."""
     from mnv3_fast.cli.models import classifier_of
 

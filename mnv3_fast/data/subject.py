@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mnv3_fast.checkpoints import build_from, classes_of
+from mnv3_fast.checkpoints import build_from, classes_of, read_checkpoint
 from mnv3_fast.data.folders import Split, read_split
 from mnv3_fast.data.running import Runner, fastest
 from mnv3_fast.data.state import digest_of_split, digest_of_weights
@@ -63,7 +63,8 @@ def load_subject(
             :func:`read_split` raises.
     """
     variant = variant_of(config, "test")
-    network, own, loaded = build_from(variant, checkpoint)
+    network, own, _ = build_from(variant, checkpoint)
+    loaded = read_checkpoint(checkpoint)
     split = read_split(root, part, len(own))
     names = classes_of(loaded, len(own)) or ()
     weights = digest_of_weights(network.state_dict())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,3 +142,22 @@ def _macs(node: Node, size: Size, out: Size) -> int:
         return _pixels(out) * words[1] * words[2] * words[3] * words[4]
     macs = _pixels(out) * words[2] * (words[4] * words[5] + words[3]) + 2 * size[0] * words[2] * words[17]
     return macs + (_pixels(size) * words[1] * words[2] if words[14] else 0)
+
+
+def share_of_calls(rows: Iterable[tuple[str, float | None, float | None]]) -> float | None:
+    """Percent of the time of all engines' calls that their layers take; None without times.
+
+    Args:
+        rows: path, milliseconds and percent of its engine's call, of each layer.
+    """
+    layers = calls = 0.0
+    engines: set[str] = set()
+    for path, milliseconds, percent in rows:
+        if milliseconds is None or not percent:
+            continue
+        layers += milliseconds
+        engine = path.rpartition(".")[0]
+        if engine not in engines:  # all rows of an engine tell the same of its call
+            engines.add(engine)
+            calls += 100 * milliseconds / percent
+    return 100 * layers / calls if calls else None

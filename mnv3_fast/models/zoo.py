@@ -15,7 +15,7 @@ from mnv3_fast.acceleration import fuse
 from mnv3_fast.checkpoints import load_into
 from mnv3_fast.models.construction import build, new_last_layer
 from mnv3_fast.models.families.torchvision import scaled
-from mnv3_fast.models.variants import FAMILIES, VARIANTS, Variant, find_variant
+from mnv3_fast.models.variants import FAMILIES, VARIANTS, Variant, variant_of
 
 READABLE = (".pth", ".safetensors")
 
@@ -92,7 +92,7 @@ def create_model(
             raise ValueError(f"create_model: dropout must be from 0 to 1, got {dropout}")
     tag = weights.name if isinstance(weights, WeightsEnum) else weights
     try:
-        variant = _with_options(find_variant(name), width_mult, reduced_tail, dilated)
+        variant = _with_options(variant_of(name, "create_model"), width_mult, reduced_tail, dilated)
         if isinstance(weights, WeightsEnum):
             _check_enum(weights, variant)
         variant = variant if tag is None else variant.with_weights(tag)

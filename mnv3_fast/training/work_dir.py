@@ -100,7 +100,9 @@ class WorkDir:
         if not (last or self.log.exists() or best or self.averaged.exists()):
             return None
         if not resume:
-            raise ValueError(f"train: {self.path} holds a run: resume it, or choose another folder")
+            raise ValueError(
+                f"train: {self.path} holds a run: go on with it (--resume), or choose another folder (--work-dir)"
+            )
         if not last and (max(best, default=1) > 1 or self.averaged.exists()):  # a kill may leave those of epoch 1
             raise ValueError(f"train: {self.path} has a run's weights, but no {self.last.name}; choose another folder")
         return read_checkpoint(self.last) if last else None

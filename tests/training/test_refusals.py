@@ -137,7 +137,7 @@ def test_a_folder_with_a_run_is_left_alone(photos: Path, tmp_path: Path) -> None
             train(settings_of(chosen, data, work_dir, **options))
         assert kept == {path.name: path.read_bytes() for path in work_dir.iterdir() if path.name != ".lock"}
 
-    refuse("holds a run: resume it, or choose another folder")
+    refuse("holds a run: go on with it")
     refuse("began with seed 0, now it is 1", resume=True, seed=1)
     (tmp_path / "other").mkdir()
     other = write_recipe(tmp_path / "other", BRIEF.replace("0.002", "0.003"))
@@ -223,7 +223,7 @@ def test_weights_without_their_run_are_left_alone(names: list[str], tmp_path: Pa
     for name in names:
         (tmp_path / name).write_bytes(b"weights")
     with WorkDir(tmp_path) as work_dir:
-        with pytest.raises(ValueError, match="holds a run: resume it, or choose another folder"):
+        with pytest.raises(ValueError, match="holds a run: go on with it"):
             work_dir.begin(resume=False)
         with pytest.raises(ValueError, match=r"has a run's weights, but no last\.pth; choose another folder"):
             work_dir.begin(resume=True)
