@@ -239,5 +239,7 @@ def test_a_checkpoint_of_another_number_of_classes(tmp_path: Path, named: bool) 
         assert_net_equal(model(x), network(x))
     found = inference_model(model, data.cat())
     assert found["pred_class"] == model.classes[found["pred_label"]]
-    classifier = classifier_of(NAME, None, str(tmp_path / "tuned.pth"))
-    assert classifier.classes == model.classes
+    for name in (NAME, None):
+        classifier = classifier_of(name, None, str(tmp_path / "tuned.pth"))
+        assert classifier.classes == model.classes
+        assert classifier.preprocessing == VARIANTS[NAME].preprocessing

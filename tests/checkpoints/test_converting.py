@@ -132,6 +132,20 @@ def test_safetensors_carry_what_is_not_in_tensors(tmp_path: Path) -> None:
         mnv3_fast.load_checkpoint(out, plain)
 
 
+def test_a_guess_is_said_aloud(tmp_path: Path) -> None:
+    """A bare file of timm's may be of two networks, one of them with SAME padding and another eps."""
+    model = randomize_(timm.create_model("tf_mobilenetv3_small_075", num_classes=3), 3, 64)
+    torch.save(model.state_dict(), tmp_path / "bare.pth")
+    said = convert(tmp_path / "bare.pth", tmp_path / "out.safetensors", "--to", "safetensors")
+    assert "is a guess by its shapes" in said and "tf_mobilenetv3_small_075 would fit, too" in said
+    said = convert(
+        tmp_path / "bare.pth", tmp_path / "named.safetensors", "--to", "safetensors",
+        "--model", "tf_mobilenetv3_small_075",
+    )  # fmt: skip
+    assert "is a guess" not in said
+    assert close(logits(mnv3_fast.load_checkpoint(tmp_path / "named.safetensors")), logits(model))
+
+
 def test_what_a_training_was_told_is_carried(tmp_path: Path) -> None:
     """eps of timm's arguments, which its variant has otherwise, and names of classes."""
     model = randomize_(timm.create_model("mobilenetv3_small_050", num_classes=2, bn_eps=2e-3), 3, 64)
@@ -140,7 +154,7 @@ def test_what_a_training_was_told_is_carried(tmp_path: Path) -> None:
     convert(tmp_path / "timm.pth", tmp_path / "file.safetensors", "--to", "safetensors")
     assert close(logits(mnv3_fast.load_checkpoint(tmp_path / "file.safetensors")), logits(model))
     said = convert(tmp_path / "file.safetensors", tmp_path / "again.pth", "--to", "timm")
-    assert "timm.create_model('mobilenetv3_small_050', bn_eps=0.002)" in said
+    assert "timm.create_model('mobilenetv3_small_050', bn_eps=0.002, num_classes=2)" in said
     state = {key: value.clone() for key, value in build(variant_named("mobilenetv3_small_050"), 2).state_dict().items()}
     torch.save(
         {"state_dict": state, "meta": {"variant": "mobilenetv3_small_050", "CLASSES": ["a", "b"]}},

@@ -11,7 +11,7 @@ from torch import nn
 
 import mnv3_fast
 from mnv3_fast import testing
-from mnv3_fast.engine.layer_times import layers_of
+from mnv3_fast.engine.layer_times import layers_of, share_of_calls
 from tests.models.common import cached_parity_model
 from tests.ops import harness
 
@@ -175,3 +175,10 @@ def test_engines_that_cannot_be_explained() -> None:
     engine.plan = engine.plan[:10]
     with pytest.raises(ValueError, match=r"plan: expected a uint8 vector of at least \d+, got uint8 \[10\]"):
         mnv3_fast.explain(engine)
+
+
+def test_layers_of_several_engines_take_at_most_all_of_their_calls() -> None:
+    """Two engines: 3 of 4 ms and 5 of 10 ms are 8 of 14."""
+    rows = [("a.0", 1.0, 25.0), ("a.1", 2.0, 50.0), ("b.0", 5.0, 50.0), ("c", None, None), ("c.0", 0.0, 0.0)]
+    assert share_of_calls(rows) == pytest.approx(100 * 8 / 14)
+    assert share_of_calls([]) is None
