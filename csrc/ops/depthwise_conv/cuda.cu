@@ -67,10 +67,17 @@ struct Worker {
   using Pixels = Tile<kSize, kStride, kAligned>;
   static constexpr int kHeight = Pixels::kHeight, kWidth = Pixels::kWidth, kP = kPairs<Element>;
   static constexpr int kRows = (kHeight - 1) * kStride + kSize, kColumns = (kWidth - 1) * kStride + kSize;
+  // Where rows that are unrolled make ptxas move registers to memory, they are a loop.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+  static constexpr int kUnroll = kSize == 5 ? 1 : kRows;
+#else
+  static constexpr int kUnroll = kSize == 5 && !kAligned ? 1 : kRows;
+#endif
   static_assert(kHeight == 1 || kStride == 1, "two rows of outputs share the taps of neighbouring rows of inputs");
 
   const Arguments& a;
-  const int out_row, out_col, in_row;
+  int out_row;
+  const int out_col, in_row;
   const int count;       // channels from the first one on, of which a tail may be fewer than a vector
   const uint32_t step;   // bytes from a pixel to the next
   uint32_t columns = 0;  // bit j: column j of the tile's inputs lies in the map
@@ -107,6 +114,12 @@ struct Worker {
     for (int q = 0; q < kColumns; q++) columns |= uint32_t{within(in_col + q, a.width)} << q;
   }
 
+  // A thread without a tile goes along with its warp, reads taps and nothing else, and writes nothing.
+  __device__ __forceinline__ void leave_out() {
+    columns = 0;
+    out_row = a.out_height;
+  }
+
   static __device__ __forceinline__ bool within(int position, int size) {
     return static_cast<uint32_t>(position) < static_cast<uint32_t>(size);  // a negative int is a large unsigned one
   }
@@ -116,8 +129,9 @@ struct Worker {
 #pragma unroll
     for (int q = 0; q < kColumns; q++)
       load_column<Element, kAligned>(inside ? columns : 0, row, step, count, q, words[q]);
-#pragma unroll
+#pragma unroll kUnroll
     for (int r = 0; r < kRows; r++) {
+      __syncwarp();  // or the compiler loads taps of later rows here, and moves registers to memory for them
       const bool next = r + 1 < kRows && within(in_row + r + 1, a.height);
       row += int64_t{a.width} * step;
       if (!inside) {
@@ -126,8 +140,9 @@ struct Worker {
       }
       multiply(r, next ? columns : 0);
       inside = next;
-      if (r >= kSize - 1) finish(r - kSize + 1);  // with a stride above 1 the tile has one row
+      if (kHeight > 1 && r >= kSize - 1) finish(r - kSize + 1);
     }
+    if (kHeight == 1) finish(0);
   }
 
   // Row r of inputs, column by column, into every sum that it touches. A column's word is free once it is converted,
@@ -203,16 +218,13 @@ __global__ void __launch_bounds__(kThreads)
     depthwise_conv_kernel(const Arguments a, const int tiles_w, const int tiles) {
   const int channel = (blockIdx.y * blockDim.x + threadIdx.x) * kVector<Element>;
   const int tile = blockIdx.x * blockDim.y + threadIdx.y;
-  float2 total[kPairs<Element>] = {};
-  if (channel < a.channels && tile < tiles) {
-    const int tile_row = tile / tiles_w;
-    Worker<Element, kSize, kStride, kActivation, kAligned> worker(a, blockIdx.z, tile_row, tile - tile_row * tiles_w,
-                                                                  channel);
-    worker.run();
-#pragma unroll
-    for (int k = 0; k < kPairs<Element>; k++) total[k] = worker.total[k];
-  }
-  if (a.sums) add_parts<Element>(total, a);
+  const bool present = channel < a.channels && tile < tiles;
+  const int tile_row = tile / tiles_w;
+  Worker<Element, kSize, kStride, kActivation, kAligned> worker(a, blockIdx.z, tile_row, tile - tile_row * tiles_w,
+                                                                present ? channel : 0);
+  if (!present) worker.leave_out();
+  worker.run();
+  if (a.sums) add_parts<Element>(worker.total, a);
 }
 
 template <class Element>

@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tests.gpu.plant import NothingToDamage
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent.parent
 BUILD = ROOT / "build" / "simulator"
@@ -18,10 +20,6 @@ FLAGS = (
     f"-I{HERE / 'include'}",
 )  # fmt: skip
 Damage = Callable[[str], str]
-
-
-class NothingToDamage(Exception):
-    """A source has nothing of what a fault changes."""
 
 
 def compiler() -> str | None:
