@@ -69,7 +69,7 @@ struct Worker {
   static constexpr int kRows = (kHeight - 1) * kStride + kSize, kColumns = (kWidth - 1) * kStride + kSize;
   // Where rows that are unrolled make ptxas move registers to memory, they are a loop.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
-  static constexpr int kUnroll = kSize == 5 ? 1 : kRows;
+  static constexpr int kUnroll = kSize == 5 || (kAligned && kHeight == 1) ? 1 : kRows;
 #else
   static constexpr int kUnroll = kSize == 5 && !kAligned ? 1 : kRows;
 #endif
@@ -214,7 +214,7 @@ __device__ void add_parts(const float2 (&total)[kPairs<Element>], const Argument
 
 // Blocks: x the tiles of a map, y its channels, z images. Threads: x vectors of channels, y tiles.
 template <class Element, int kSize, int kStride, Activation kActivation, bool kAligned>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kMostThreads<Element>)
     depthwise_conv_kernel(const Arguments a, const int tiles_w, const int tiles) {
   const int channel = (blockIdx.y * blockDim.x + threadIdx.x) * kVector<Element>;
   const int tile = blockIdx.x * blockDim.y + threadIdx.y;

@@ -9,6 +9,9 @@ namespace mnv3_fast {
 namespace cuda {
 
 constexpr int kThreads = 128;
+// What ptxas is told: in 16 bit it spills registers to fit one more block of 128, in 32 bit where it is told 256.
+template <class Element>
+constexpr int kMostThreads = sizeof(Element) == 2 ? 256 : kThreads;
 constexpr int kGroups = 32;  // at most so many threads of a block side by side along the channels
 constexpr int kMostBlocks = 65535;
 
