@@ -104,12 +104,12 @@ neon-loops: neon-driver
 lint: setup
 	$(V)/ruff check .
 	$(V)/ruff format --check .
-	$(V)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+	$(V)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/gpu/*.h' 'tests/gpu/*.c*')
 
 format: setup
 	$(V)/ruff check --fix .
 	$(V)/ruff format .
-	$(V)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+	$(V)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/gpu/*.h' 'tests/gpu/*.c*')
 
 # No numbers on red: the op's tests run first. At batch 32 torch is run with both settings of the allocator.
 bench: test

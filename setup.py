@@ -44,6 +44,15 @@ def reason_without_extension(environment: Mapping[str, str] = os.environ) -> str
     return None
 
 
+def find_nvcc(environment: Mapping[str, str] = os.environ) -> str | None:
+    """CUDA's compiler: on the path, in ``$CUDA_HOME``, or of pip's wheels beside this Python; None if there is none."""
+    named = os.path.join(environment.get("CUDA_HOME") or os.devnull, "bin")
+    found = shutil.which("nvcc", path=os.pathsep.join([named, environment.get("PATH", os.defpath)]))
+    if found:
+        return str(Path(found).resolve())
+    return next((str(path) for folder in sys.path for path in sorted(Path(folder).glob("nvidia/cu*/bin/nvcc"))), None)
+
+
 def build_directory(environment: Mapping[str, str] = os.environ) -> Path:
     """One folder for each Python and named compiler: CMake keeps the compiler it first saw in a folder."""
     name = "-".join(
@@ -80,6 +89,7 @@ class CMakeBuild(build_ext):
         command = [_tool("cmake"), "-S", str(ROOT), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release"]
         command += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
         command += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}"]
+        command += [f"-DMNV3_FAST_NVCC={find_nvcc() or ''}"]
         subprocess.check_call(command + os.environ.get("CMAKE_ARGS", "").split())
 
     def get_outputs(self) -> list[str]:

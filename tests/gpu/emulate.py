@@ -2,6 +2,8 @@
 
 Exit status 0 if all is well; 1 for an error above tolerance, a byte that was not written or written twice, a race or an
 access out of bounds; 2 for arguments that make no sense and for a fault that cannot be planted.
+
+``--backend cuda`` runs the op's CUDA kernel in the simulator (``tests/gpu/simulator``) instead of what Triton compiled.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "--layout", choices=["channels_last", "contiguous"], default="channels_last", help="of an image"
     )
     parser.add_argument("--dtype", choices=["fp32", "fp16", "bf16"], required=True)
+    parser.add_argument("--backend", choices=["triton", "cuda"], default="triton")
     parser.add_argument(
         "--plant", choices=["barrier", "bound", "mma"], help="damage the kernel first: exit status 1 is then right"
     )
@@ -84,16 +87,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_triton()
     except WrongTriton as error:
         parser.error(str(error))
+    from tests.gpu import verdict as emulated
     from tests.gpu.operators import Request
     from tests.gpu.plant import NothingToDamage
-    from tests.gpu.verdict import judge, plant_and_judge
+    from tests.gpu.simulator import verdict as simulated
 
     fault = options.plant
-    request = Request(**{name: value for name, value in vars(options).items() if name != "plant"})
+    request = Request(**{name: value for name, value in vars(options).items() if name not in ("plant", "backend")})
     if "kernel" in TAKES[options.op] and min(request.out_size) < 1:
         parser.error(f"the window does not fit into a map of {request.h} x {request.w}")
+    if options.backend == "cuda" and (reason := simulated.missing_reason(request)):
+        parser.error(f"--backend cuda: {reason}")
+    backend = simulated if options.backend == "cuda" else emulated
     try:
-        verdict = plant_and_judge(request, fault) if fault else judge(request)
+        verdict = backend.plant_and_judge(request, fault) if fault else backend.judge(request)
     except NothingToDamage as error:
         parser.error(f"--plant {fault}: {error}")
     print(json.dumps(verdict.as_json(), indent=2))

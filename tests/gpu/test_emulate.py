@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.gpu.emulate import main
+from tests.gpu.simulator import build
 
 POINTWISE = ["pointwise_conv", "--n", "1", "--c", "40", "--h", "3", "--w", "5", "--out", "24", "--dtype", "fp16"]
 DEPTHWISE = ["depthwise_conv", "--n", "1", "--c", "8", "--h", "5", "--w", "5", "--dtype", "fp32"]
@@ -40,10 +41,34 @@ def test_a_planted_fault_gives_status_1(fault: str, word: str, capsys: pytest.Ca
     assert any(word in found for found in printed["faults"])
 
 
+CUDA = ["--backend", "cuda"]
+needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="the simulator is compiled with g++")
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_a_cuda_kernel_is_judged_by_the_same_command(dtype: str, capsys: pytest.CaptureFixture) -> None:
+    arguments = [*DEPTHWISE[:-1], dtype, "--kernel", "5", "--activation", "hardswish", "--mean", *CUDA]
+    assert main(arguments) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["faults"] == [] and set(printed["error"]) == {"output", "mean"}
+
+
+@needs_compiler
+def test_a_fault_planted_in_a_cuda_kernel_gives_status_1(capsys: pytest.CaptureFixture) -> None:
+    assert main([*DEPTHWISE, "--plant", "bound", *CUDA]) == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["planted"].startswith("bound") and printed["faults"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([*DEPTHWISE, "--plant", "mma"], "--plant mma: the compiled kernel has no matrix product"),
+        ([*DEPTHWISE, "--plant", "mma", *CUDA], "--plant mma: the CUDA kernel has no matrix product"),
+        ([*DEPTHWISE, "--plant", "barrier", *CUDA], "--plant barrier: the CUDA kernel has a barrier for --mean alone"),
+        ([*DEPTHWISE, "--dilation", "2", *CUDA], "--backend cuda: the CUDA kernel has 3x3 and 5x5, strides 1 and 2"),
+        ([*POINTWISE, *CUDA], "--backend cuda: there is a CUDA kernel for depthwise_conv, none for pointwise_conv"),
         ([*DEPTHWISE, "--gate"], "depthwise_conv takes no --gate"),
         ([*DEPTHWISE, "--kernel", "4"], "--kernel must be 1, 3, 5 or 7, got 4"),
         ([*DEPTHWISE, "--padding", "-1"], "--padding must be at least 0, got -1"),

@@ -107,3 +107,23 @@ def test_failing_compiler_fails_the_build(tmp_path: Path) -> None:
     result = build_extension(tmp_path, CXX=false)
     assert result.returncode != 0
     assert "is not able to compile a simple test program" in result.stdout + result.stderr
+
+
+def test_nvcc_is_found_in_cuda_home_then_on_the_path_then_among_wheels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load_setup()
+    folders = {name: tmp_path / name for name in ("home/bin", "path", "site/nvidia/cu13/bin", "empty")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(module.sys, "path", [str(tmp_path / "site")])
+    empty = {"PATH": str(folders["empty"])}
+    assert module.find_nvcc(empty) is None
+    wheel = executable(folders["site/nvidia/cu13/bin"], "nvcc")
+    assert module.find_nvcc(empty) == str(wheel)
+    on_path = executable(folders["path"], "nvcc")
+    assert module.find_nvcc({"PATH": str(folders["path"])}) == str(on_path)
+    # A home without a compiler (CUDA's libraries alone) is no reason to fail.
+    assert module.find_nvcc({"PATH": str(folders["path"]), "CUDA_HOME": str(folders["empty"])}) == str(on_path)
+    at_home = executable(folders["home/bin"], "nvcc")
+    assert module.find_nvcc({"PATH": str(folders["path"]), "CUDA_HOME": str(tmp_path / "home")}) == str(at_home)

@@ -1,0 +1,91 @@
+// Kernels whose results or faults are known, for the tests of the simulator itself: the argument names one.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+
+namespace {
+
+constexpr int kLanes = 64;
+
+// The sum of each warp in every lane of it.
+__global__ void shuffles(float* to) {
+  float sum = static_cast<float>(threadIdx.x);
+  for (int bits = 16; bits >= 1; bits /= 2) sum += __shfl_xor_sync(0xffffffff, sum, bits);
+  const float next = __shfl_down_sync(0xffffffff, static_cast<float>(threadIdx.x), 1);
+  const float first = __shfl_sync(0xffffffff, static_cast<float>(threadIdx.x), 0);
+  __syncwarp();
+  to[blockIdx.x * blockDim.x + threadIdx.x] = sum * 10000 + next * 100 + first;
+}
+
+// Each thread gives what its neighbour wrote to shared memory.
+template <bool kBarrier>
+__global__ void neighbours(float* to) {
+  auto* shared = static_cast<float*>(simulator::dynamic_shared());
+  shared[threadIdx.x] = static_cast<float>(threadIdx.x);
+  if (kBarrier) __syncthreads();
+  to[blockIdx.x * blockDim.x + threadIdx.x] = shared[(threadIdx.x + 1) % blockDim.x];
+}
+
+__global__ void divergent(float* to) {
+  if (threadIdx.x < 40) __syncthreads();
+  to[threadIdx.x] = 1;
+}
+
+__global__ void past_shared(float* to) {
+  auto* shared = static_cast<float*>(simulator::dynamic_shared());
+  shared[threadIdx.x + 1] = 1;
+  to[threadIdx.x] = shared[threadIdx.x];
+}
+
+__global__ void past_global(float* to) { to[threadIdx.x + 1] = 1; }
+
+__global__ void misaligned(float* to) {
+  struct alignas(16) Word {
+    float values[4];
+  };
+  *reinterpret_cast<Word*>(to + 1) = Word();
+}
+
+void start(void (*kernel)(float*), unsigned blocks, float* to, bool reversed) {
+  simulator::reversed = reversed;
+  void* arguments[] = {&to};
+  if (cudaLaunchKernel(kernel, dim3(blocks), dim3(kLanes), arguments, kLanes * sizeof(float), nullptr)) std::exit(2);
+}
+
+// Of each float32 of standard input float16 and bfloat16, and what these are as float32.
+void conversions() {
+  float value;
+  while (std::fread(&value, sizeof(value), 1, stdin) == 1) {
+    const __half half = __float2half_rn(value);
+    const __nv_bfloat16 brain = __float2bfloat16_rn(value);
+    const float back[] = {__half2float(half), __bfloat162float(brain)};
+    std::fwrite(&half, sizeof(half), 1, stdout);
+    std::fwrite(&brain, sizeof(brain), 1, stdout);
+    std::fwrite(back, sizeof(back), 1, stdout);
+  }
+}
+
+}  // namespace
+
+int main(int, char** words) {
+  const std::string name = words[1];
+  if (name == "conversions") return conversions(), 0;
+  void (*kernel)(float*) = name == "shuffles"      ? shuffles
+                           : name == "barrier"     ? neighbours<true>
+                           : name == "race"        ? neighbours<false>
+                           : name == "divergent"   ? divergent
+                           : name == "past_shared" ? past_shared
+                           : name == "past_global" ? past_global
+                                                   : misaligned;
+  const unsigned blocks = name == "shuffles" || name == "barrier" || name == "race" ? 2 : 1;
+  const std::unique_ptr<float[]> one(new float[blocks * kLanes]), other(new float[blocks * kLanes]);
+  start(kernel, blocks, one.get(), false);
+  start(kernel, blocks, other.get(), true);
+  for (unsigned i = 0; i < blocks * kLanes; i++) std::printf("%.9g %.9g\n", one[i], other[i]);
+}
