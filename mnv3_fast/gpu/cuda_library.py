@@ -1,4 +1,4 @@
-"""The library of CUDA kernels, ``mnv3_fast/_cuda.so``: built where nvcc is, loaded where torch has CUDA.
+"""The library of CUDA kernels, ``mnv3_fast/_cuda.so``: built where asked for, loaded where torch has CUDA.
 
 Its functions take pointers, sizes and a stream. Nothing of it is loaded before a kernel of it is asked for.
 """
@@ -21,7 +21,7 @@ def missing_reason() -> str | None:
     if torch.version.cuda is None:
         return "torch was built without CUDA"
     if not FILE.exists():
-        return f"{FILE.name} is not in {FILE.parent}: the package was installed where there is no nvcc"
+        return f"{FILE.name} is not in {FILE.parent}: the package was installed without it (depthwise_conv's README)"
     return None
 
 

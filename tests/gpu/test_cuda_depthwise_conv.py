@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mnv3_fast.gpu.packing import pack_depthwise
 from mnv3_fast.ops.depthwise_conv import reference
+from mnv3_fast.ops.elements import resolve_window
 from mnv3_fast.testing.cases import Case, op_cases
 from mnv3_fast.testing.tolerance import assert_close_enough
 from tests.gpu.interpreted.harness import check, folded
@@ -24,11 +25,13 @@ NO_NORM = (None, None, None, None, 0.0)
 
 
 def is_known(case: Case) -> bool:
-    """Whether the kernel is there for a case: 3x3 and 5x5, a stride of 1 or 2 both ways, no dilation."""
+    """Whether the kernel is there for a case: 3x3 and 5x5, a stride of 1 or 2 both ways, no dilation, no relu6."""
     (_, weight, *_), options = case.make()
     stride = options.get("stride", 1)
     stride = (stride, stride) if isinstance(stride, int) else stride
-    return tuple(weight.shape[2:]) in ((3, 3), (5, 5)) and stride in ((1, 1), (2, 2)) and "dilation" not in options
+    if "dilation" in options or options.get("activation") == "relu6":
+        return False
+    return tuple(weight.shape[2:]) in ((3, 3), (5, 5)) and stride in ((1, 1), (2, 2))
 
 
 CASES = op_cases("depthwise_conv")
@@ -44,7 +47,8 @@ def simulated(
     program: Path, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any, mean: bool = False, **options: Any
 ) -> Outcome:
     """The raw op by its kernel."""
-    norm, eps, window, activation = rest[:4], rest[4], rest[5:13], rest[13]
+    norm, eps, activation = rest[:4], rest[4], rest[13]
+    window = resolve_window(x.shape[2:], weight.shape[2:], rest[5:13])
     folded_weight, folded_bias = folded(weight, bias, norm, eps)
     packed = pack_depthwise(folded_weight, x.dtype)
     return depthwise_conv(program, x, packed, folded_bias, weight.shape[2:], window, activation, mean, **options)

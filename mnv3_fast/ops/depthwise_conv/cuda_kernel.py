@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mnv3_fast.gpu import cuda_library
+from mnv3_fast.ops.elements import resolve_window
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -49,6 +50,7 @@ def arguments(
     """
     if not is_known(kernel, window):
         raise ValueError(f"depthwise_conv: the CUDA kernel has no {tuple(kernel)} with window {tuple(window)}")
+    window = resolve_window(input.shape[2:], kernel, window)
     n, channels, height, width = input.shape
     return Arguments(
         *[tensor.data_ptr() for tensor in (input, weight, bias, output)], None if sums is None else sums.data_ptr(),
