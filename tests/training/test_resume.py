@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,15 @@ def test_the_log_has_mmpretrains_keys(whole: Path) -> None:
     assert [record["epoch"] for record in log if "epoch" in record] == [1] * ITERATIONS + [2] * ITERATIONS
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As in a program's foreground; a shell's background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_does_not_wait() -> None:
     before = signal.getsignal(signal.SIGINT)
     with StopRequest(insistent=True) as stop:
