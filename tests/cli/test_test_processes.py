@@ -40,6 +40,7 @@ def start(here: Path, *options: str, torchrun: int = 0, **more: str) -> subproce
     before = ["-m", "torch.distributed.run", "--nproc-per-node", str(torchrun), *place] if torchrun else []
     return subprocess.Popen(
         [sys.executable, *before, *VERB, *options], cwd=here, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's "&" has it ignored
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "lo"} | more,
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -103,6 +104,7 @@ def started(recipe: Path, data: Path, work_dir: Path, *options: str, **environme
     command += ["--work-dir", str(work_dir), "--workers", "0", "--log-interval", "1", *options]
     return subprocess.Popen(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's "&" has it ignored
         start_new_session=True,
     )  # fmt: skip
 
