@@ -7,8 +7,6 @@ the network that the source is of; then it is put in its place. Whatever fails, 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +26,7 @@ from mnv3_fast.checkpoints.recognition import DOUBT, Checkpoint, chosen_variant
 from mnv3_fast.models.variants import Variant, build
 from mnv3_fast.testing.parity import parity_images
 from mnv3_fast.testing.tolerance import relative_error
+from mnv3_fast.whole_files import replacing
 
 FORMATS = ("torchvision", "timm", "mmpretrain", "safetensors")
 SIZES = ((224, 224), (97, 131))
@@ -108,18 +107,12 @@ def convert(checkpoint: Checkpoint, path: Path, to: str, name: str | None = None
     notes = tuple(_notes(checkpoint, variant, target, to))
     if DOUBT in why:
         notes = (f"that these are weights of {variant.name} is a guess {why}; --model says what they are", *notes)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=".mnv3-fast-", suffix=path.suffix)
-    os.close(handle)
-    try:
-        _write(Path(beside), renamed, metadata, to)
-        certificate = _certificate(Path(beside), network, variant, target, to, count)
+    with replacing(path) as beside:
+        _write(beside, renamed, metadata, to)
+        certificate = _certificate(beside, network, variant, target, to, count)
         if path.suffix == ".safetensors":
-            _write(Path(beside), renamed, metadata | {"certificate": json.dumps(asdict(certificate))}, to)
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
+            _write(beside, renamed, metadata | {"certificate": json.dumps(asdict(certificate))}, to)
+        beside.chmod(0o644)
     return Conversion(checkpoint.family, variant, why, target, certificate, notes)
 
 

@@ -7,12 +7,13 @@ import http.client
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import Request, url2pathname, urlopen
 
 import torch
+
+from mnv3_fast.whole_files import replacing
 
 
 def local_path(source: str | os.PathLike[str]) -> Path:
@@ -54,15 +55,11 @@ def _download(url: str) -> Path:
 
 def _fetch(url: str, path: Path) -> None:
     """All of a URL's file or none of it; torch's download keeps what came before a connection was lost."""
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=".mnv3-fast-")
-    try:
-        with os.fdopen(handle, "wb") as file, urlopen(Request(url, headers={"User-Agent": "mnv3_fast"})) as response:
+    request = Request(url, headers={"User-Agent": "mnv3_fast"})
+    with replacing(path) as beside:
+        with beside.open("wb") as file, urlopen(request) as response:
             shutil.copyfileobj(response, file)
             wanted, came = response.headers.get("Content-Length"), file.tell()
         if wanted is not None and came != int(wanted):
             raise OSError(f"{came} of {wanted} bytes came")
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
+        beside.chmod(0o644)

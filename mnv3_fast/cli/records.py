@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterable
 from io import FileIO
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from mnv3_fast.cli.common import fail, writing
 from mnv3_fast.prediction import Prediction
+from mnv3_fast.whole_files import replacing
 
 RECORD = {"path", "predictions", "warnings", "error"}
 ENCODE_ERRORS = "surrogateescape"  # names of files that are no UTF-8 stay what they are
@@ -61,15 +61,9 @@ class Records:
     @staticmethod
     def _replace(path: Path, text: str) -> None:
         """Whatever happens, the old file or the new one is there."""
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=".mnv3-fast-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(text.encode("utf-8", ENCODE_ERRORS))
+        with replacing(path) as beside:
+            beside.write_bytes(text.encode("utf-8", ENCODE_ERRORS))
             shutil.copymode(path, beside)
-            os.replace(beside, path)
-        except BaseException:
-            os.unlink(beside)
-            raise
 
     def __enter__(self) -> Records:
         return self

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from mnv3_fast.data.evaluation import Accuracy
 from mnv3_fast.data.folders import Split
+from mnv3_fast.whole_files import replacing
 
 KIND = "mnv3-fast test, state 1"
 PERIOD = 1.0
@@ -81,16 +81,10 @@ class State:
         if not now and time.monotonic() - self._saved < PERIOD:
             return
         content = {"kind": KIND, "about": self.about, "known": asdict(known), "written": written}
-        handle, beside = tempfile.mkstemp(dir=self.path.parent, prefix=".mnv3-fast-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self.path)
-        except BaseException:
-            os.unlink(beside)
-            raise
+        with replacing(self.path) as beside, beside.open("w", encoding="utf-8") as file:
+            json.dump(content, file)
+            file.flush()
+            os.fsync(file.fileno())
         self._saved = time.monotonic()
 
     def remove(self) -> None:

@@ -10,13 +10,14 @@ import json
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from mnv3_fast.whole_files import replacing
 
 logger = logging.getLogger("mnv3_fast")
 
@@ -97,20 +98,15 @@ def read(path: Path, key: Mapping[str, str], kernels: tuple[str, ...], dtypes: t
 def write(path: Path, key: Mapping[str, str], outcomes: list[Outcome]) -> bool:
     """Replace a file as a whole; returns whether it could be written, and warns if not."""
     value = {"format": FORMAT, "key": dict(key), "outcomes": [asdict(outcome) for outcome in outcomes]}
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
             json.dump(value, file, indent=1, allow_nan=False)
-        os.replace(temporary, path)
         return True
     except OSError as error:
         logger.warning(
             "%s cannot be written, so the kernels are checked again in each process: %s", path, error.strerror or error
         )
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
         return False
 
 

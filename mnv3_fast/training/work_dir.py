@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +18,9 @@ import torch
 from filelock import FileLock, Timeout
 
 from mnv3_fast.checkpoints import read_checkpoint
+from mnv3_fast.whole_files import BESIDE, replacing
 
 BEST = re.compile(r"best_epoch_([1-9]\d*)\.pth")
-BESIDE = ".mnv3-fast-"
 """How the names of files begin that become another one when they are whole."""
 
 
@@ -116,15 +115,9 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """
     contents = io.BytesIO()  # torch's own writer makes a RuntimeError of a full disk
     torch.save(checkpoint, contents)
-    with writing(path):
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=BESIDE)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(contents.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(beside, 0o644)
-            os.replace(beside, path)
-        except BaseException:
-            os.unlink(beside)
-            raise
+    with writing(path), replacing(path) as beside:
+        with beside.open("wb") as file:
+            file.write(contents.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        beside.chmod(0o644)
