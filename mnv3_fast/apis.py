@@ -133,8 +133,8 @@ def init_model(
     """
     variant = variant_of(config, "init_model")
     if checkpoint is not None:
-        network, classes, _ = build_from(variant, checkpoint)
-        model = ImageClassifier(variant, classes, network)
+        built = build_from(variant, checkpoint)
+        model = ImageClassifier(variant, built.classes, built.network)
     else:
         model = ImageClassifier(variant, variant.classes())
         name = os.fspath(config)

@@ -78,16 +78,29 @@ def load_into(model: nn.Module, source: str | os.PathLike[str]) -> dict[str, Any
     return checkpoint.content
 
 
-def build_from(variant: Variant | None, source: str | os.PathLike[str]) -> tuple[MobileNetV3, tuple[str, ...], Variant]:
+@dataclass(frozen=True)
+class Built:
+    """A variant's network with a checkpoint's weights.
+
+    Attributes:
+        network: in training mode, not accelerated.
+        variant: what it was built from.
+        classes: the names of its classes: the checkpoint's, else the variant's, else numbers.
+        content: the file's dictionary.
+    """
+
+    network: MobileNetV3
+    variant: Variant
+    classes: tuple[str, ...]
+    content: dict[str, Any]
+
+
+def build_from(variant: Variant | None, source: str | os.PathLike[str]) -> Built:
     """A variant's network with a checkpoint's weights, and as many outputs as these have: also a fine-tuned one.
 
     Args:
         variant: None for the one that the checkpoint is of, as :func:`load_checkpoint` finds it.
         source: a file or URL.
-
-    Returns:
-        The network, fresh from :func:`build` but for its weights; the names of its classes (the checkpoint's, else the
-        variant's, else numbers); the variant.
 
     Raises:
         As :func:`load_checkpoint`.
@@ -98,7 +111,7 @@ def build_from(variant: Variant | None, source: str | os.PathLike[str]) -> tuple
     _load(model, checkpoint)
     count = model.classifier[-1].out_features
     own = variant.classes() if count == variant.num_classes else tuple(map(str, range(count)))
-    return model, classes_of(checkpoint.content, count) or own, variant
+    return Built(model, variant, classes_of(checkpoint.content, count) or own, checkpoint.content)
 
 
 def _built(checkpoint: Checkpoint) -> nn.Module:

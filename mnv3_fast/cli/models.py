@@ -12,8 +12,6 @@ from mnv3_fast.models.zoo import create_model
 from mnv3_fast.prediction import Classifier
 
 RANDOM = ("random weights, the classes mean nothing",)
-
-
 DEFAULT = "large"
 
 
@@ -29,8 +27,8 @@ def classifier_of(name: str | None, weights: str | None, checkpoint: str | None)
     if checkpoint is None:
         network, how, classes = network_of(name or DEFAULT, weights)
     else:
-        network, classes, variant = build_from(None if name is None else find_variant(name), checkpoint)
-        how = variant.preprocessing
+        built = build_from(None if name is None else find_variant(name), checkpoint)
+        network, how, classes = built.network, built.variant.preprocessing, built.classes
     scale, shift = scale_and_shift(how)
     engine = freeze(network.eval(), scale=scale, shift=shift)
     return Classifier(engine, how, classes, RANDOM if weights == "random" else ())

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mnv3_fast.checkpoints import build_from, classes_of, read_checkpoint
+from mnv3_fast.checkpoints import build_from, classes_of
 from mnv3_fast.data.folders import Split, read_split
 from mnv3_fast.data.running import Runner, fastest
 from mnv3_fast.data.state import digest_of_split, digest_of_weights
@@ -63,12 +63,11 @@ def load_subject(
             :func:`read_split` raises.
     """
     variant = variant_of(config, "test")
-    network, own, _ = build_from(variant, checkpoint)
-    loaded = read_checkpoint(checkpoint)
-    split = read_split(root, part, len(own))
-    names = classes_of(loaded, len(own)) or ()
-    weights = digest_of_weights(network.state_dict())
-    runner = fastest(network, variant.preprocessing, device, amp is not None, progress)
+    built = build_from(variant, checkpoint)
+    split = read_split(root, part, len(built.classes))
+    names = classes_of(built.content, len(built.classes)) or ()
+    weights = digest_of_weights(built.network.state_dict())
+    runner = fastest(built.network, variant.preprocessing, device, amp is not None, progress)
     about = {
         "model": variant.name,
         "weights": weights,
@@ -79,10 +78,10 @@ def load_subject(
         "dtype": "float32" if amp is None else f"autocast to {str(amp).removeprefix('torch.')}",
         "way": runner.way,
     }
-    warnings = [*_doubts(loaded, variant.name, names, split)]
+    warnings = [*_doubts(built.content, variant.name, names, split)]
     if runner.way != "frozen" and amp is None:
         warnings.append(f"the network is not frozen: {runner.reason}")
-    classes = split.classes or own
+    classes = split.classes or built.classes
     how = variant.preprocessing
     return Subject(variant.name, str(checkpoint), runner, how, split, classes, device, amp, tuple(warnings), about)
 

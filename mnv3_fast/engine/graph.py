@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx, nn
 
 from mnv3_fast.engine.writes import shared_write
 from mnv3_fast.models import torchvision
+from mnv3_fast.models.chain import chain_of
 from mnv3_fast.models.checks import Unsupported, check_conv, check_residual, is_global_average
 from mnv3_fast.models.description import (
     BlockDescription,
@@ -135,16 +136,7 @@ def _nodes_until(first: fx.Node, end: fx.Node) -> set[fx.Node]:
 def _part(steps: Sequence[Step]) -> NetDescription:
     layers = [step.layer for step in steps]
     pooled = layers[-1] is None
-    layers = layers[:-1] if pooled else layers
-    stem = tail = None
-    if layers and isinstance(layers[0], ConvLayer) and kind_of_conv(layers[0]) == "stem":
-        stem, layers = layers[0], layers[1:]
-    if layers and isinstance(layers[-1], ConvLayer):
-        tail, layers = layers[-1], layers[:-1]
-    blocks = tuple(layer for layer in layers if isinstance(layer, BlockDescription))
-    if len(blocks) != len(layers) or not (stem or blocks or tail):
-        raise Unsupported("a graph with a lone convolution among its blocks is no known MobileNetV3")
-    return NetDescription(stem, blocks, tail, pooled)
+    return replace(chain_of([layer for layer in layers if layer is not None]), pooled=pooled)
 
 
 def _next_step(module: fx.GraphModule, start: fx.Node, first: bool) -> Step | None:

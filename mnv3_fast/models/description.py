@@ -7,8 +7,9 @@ modules, so it has no copy of any weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -253,33 +254,31 @@ def describe_block(module: nn.Module) -> BlockDescription:
     """Read an inverted residual block of torchvision, timm or mmpretrain; raises Unsupported with the reason."""
     from mnv3_fast.models import mmpretrain, timm, torchvision
 
-    for reader in (torchvision.read_block, timm.read_block, mmpretrain.read_block):
-        description = reader(module)
-        if description is not None:
-            return description
-    raise Unsupported(f"{type(module).__module__}.{type(module).__qualname__} is no known inverted residual block")
+    return _read(module, (torchvision.read_block, timm.read_block, mmpretrain.read_block), "inverted residual block")
 
 
 def describe_net(model: nn.Module) -> NetDescription:
     """Read a whole MobileNetV3, or the ``features`` of one; raises Unsupported with the reason."""
     from mnv3_fast.models import mmpretrain, timm, torchvision
 
-    for reader in (torchvision.read_net, timm.read_net, mmpretrain.read_net):
-        description = reader(model)
-        if description is not None:
-            return description
-    raise Unsupported(f"{type(model).__module__}.{type(model).__qualname__} is no known MobileNetV3")
+    return _read(model, (torchvision.read_net, timm.read_net, mmpretrain.read_net), "MobileNetV3")
 
 
 def describe_pyramid(model: nn.Module) -> PyramidDescription:
     """Read a network that gives several maps: the backbone of a detector or segmenter; raises Unsupported."""
     from mnv3_fast.models import mmpretrain, timm, torchvision
 
-    for reader in (torchvision.read_pyramid, timm.read_pyramid, mmpretrain.read_pyramid):
-        description = reader(model)
+    readers = torchvision.read_pyramid, timm.read_pyramid, mmpretrain.read_pyramid
+    return _read(model, readers, "backbone of MobileNetV3")
+
+
+def _read(module: nn.Module, readers: Sequence[Callable[[nn.Module], Any]], what: str) -> Any:
+    """What the first library's reader that knows a module makes of it."""
+    for reader in readers:
+        description = reader(module)
         if description is not None:
             return description
-    raise Unsupported(f"{type(model).__module__}.{type(model).__qualname__} is no known backbone of MobileNetV3")
+    raise Unsupported(f"{type(module).__module__}.{type(module).__qualname__} is no known {what}")
 
 
 def kind_of_conv(layer: ConvLayer) -> str:
