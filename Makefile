@@ -3,6 +3,9 @@
 PYTHON ?= python3
 V := .venv/bin
 SOURCES := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*) CMakeLists.txt setup.py
+# Tests run on all cores, each process with one thread.
+PYTEST = OMP_NUM_THREADS=1 $(V)/python -m pytest -q
+PARALLEL = -n auto --maxprocesses 8 --dist worksteal
 ISAS = $(shell $(V)/python -c "from mnv3_fast import instruction_sets; print(*instruction_sets())")
 ASAN = build/asan
 CHECK = build/wheel-check
@@ -46,26 +49,26 @@ demo: setup
 	$(V)/mnv3-fast demo
 
 test: setup
-	$(V)/python -m pytest -q $(if $(OP),tests/ops/test_$(OP).py,tests)
+	$(PYTEST) $(PARALLEL) $(if $(OP),tests/ops/test_$(OP).py,tests)
 
 # Two runs, since Triton decides when it is imported whether it interprets or compiles.
 test-gpu-emulated: setup
-	TRITON_INTERPRET=1 $(V)/python -m pytest -q tests/gpu/interpreted
-	$(V)/python -m pytest -q tests/gpu
+	TRITON_INTERPRET=1 $(PYTEST) $(PARALLEL) tests/gpu/interpreted
+	$(PYTEST) $(PARALLEL) tests/gpu
 
 test-isa: setup
 	@test -n "$(ISAS)" || { echo "test-isa: there are no compiled kernels to test" >&2; exit 1; }
 	for isa in $(ISAS); do \
 	  echo "MNV3_FAST_ISA=$$isa"; \
-	  MNV3_FAST_ISA=$$isa $(V)/python -m pytest -q tests/ops tests/engine tests/models/test_parity.py tests/contract/test_determinism.py \
+	  MNV3_FAST_ISA=$$isa $(PYTEST) $(PARALLEL) tests/ops tests/engine tests/models/test_parity.py tests/contract/test_determinism.py \
 	    tests/package/test_instruction_sets.py || exit 1; \
 	done
 
 test-slow: setup
-	$(V)/python -m pytest -q -m slow tests
+	$(PYTEST) $(PARALLEL) -m slow tests
 
 fuzz: setup
-	$(V)/python -m pytest -q -m fuzz tests
+	$(PYTEST) $(PARALLEL) -m fuzz tests
 
 # A build of its own, beside the one in use. torch and Python are not instrumented, so leaks are not looked for.
 test-asan: setup

@@ -20,6 +20,8 @@ from tests.data.test_evaluation import logits_of_torchvision, network
 from tests.data.test_processes import free_port, torchrun_environment
 
 COPIES = 40
+PATIENCE = 240
+"""Seconds to wait for the first image, on a busy machine too."""
 VERB = ["-m", "mnv3_fast.cli", "test", CIFAR.name, "small.pth", "--data", "set", "--json"]
 
 
@@ -41,15 +43,19 @@ def start(here: Path, *options: str, torchrun: int = 0, **more: str) -> subproce
     return subprocess.Popen(
         [sys.executable, *before, *VERB, *options], cwd=here, text=True, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's "&" has it ignored
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "lo"} | more,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONFAULTHANDLER": "1"} | more,
     )  # fmt: skip
 
 
 def wait_for_images(here: Path, process: subprocess.Popen[str]) -> int:
     """Until the state file tells of some images; how many."""
     state = here / "mnv3-fast-test" / f"{CIFAR.name}.json"
+    end = time.monotonic() + PATIENCE
     while True:
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        if time.monotonic() > end:
+            os.killpg(process.pid, signal.SIGABRT)  # Python then says where it waits
+            pytest.fail(f"no image after {PATIENCE} s: {process.communicate(timeout=60)[1]}")
         if state.exists() and (done := json.loads(state.read_text())["known"]["images"]):
             return done
         time.sleep(0.05)
