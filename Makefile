@@ -12,14 +12,16 @@ CHECK = build/wheel-check
 NEON_TOOLS = aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-aarch64:qemu-user
 NEON_TOOLCHAIN = -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
 
-.PHONY: help setup demo test test-gpu-emulated test-isa test-slow test-asan test-driver test-neon neon-tools neon-driver neon-loops fuzz lint format bench bench-check bench-rivals wheel wheel-check clean bench-gpu
+.PHONY: help setup demo test test-gpu-emulated test-cuda-artefacts test-isa test-slow test-gpu-slow test-asan test-driver test-neon neon-tools neon-driver neon-loops fuzz lint format bench bench-check bench-rivals wheel wheel-check clean bench-gpu
 
 help:
 	@echo "make demo        real photos through torchvision and mnv3_fast, side by side"
 	@echo "make test        the quick test suite"
 	@echo "make test-gpu-emulated  the GPU kernels on a machine without a GPU: interpreted, their compiled code emulated and inspected"
+	@echo "make test-cuda-artefacts  what nvcc, which it installs, makes of the CUDA kernels for six architectures"
 	@echo "make test-isa    operators, engine and parity once for each instruction set of this CPU"
 	@echo "make test-slow   the full product of cases"
+	@echo "make test-gpu-slow  all real layers of the GPU kernels through emulator and simulator"
 	@echo "make test-asan   the edge cases under AddressSanitizer and UBSan"
 	@echo "make test-driver the kernels without torch, on this CPU"
 	@echo "make test-neon   the same for 64-bit ARM, emulated; make neon-loops shows what the inner loops consist of"
@@ -56,6 +58,17 @@ test-gpu-emulated: setup
 	TRITON_INTERPRET=1 $(PYTEST) $(PARALLEL) tests/gpu/interpreted
 	$(PYTEST) $(PARALLEL) tests/gpu
 
+# The CUDA kernels compiled for six architectures, by the nvcc that the committed counts are of, from pip's wheels.
+NVCC_WHEELS = $(foreach part,nvcc cccl crt runtime,'nvidia-cuda-$(part)==13.2.*') 'nvidia-nvvm==13.2.*'
+build/nvcc/.packages: pyproject.toml
+	$(PYTHON) -m venv build/nvcc
+	build/nvcc/bin/python -m pip install -q $(NVCC_WHEELS)
+	touch $@
+
+test-cuda-artefacts: setup build/nvcc/.packages
+	export CUDA_HOME="$$(echo $(abspath build/nvcc)/lib/python3*/site-packages/nvidia/cu13)" && "$$CUDA_HOME/bin/nvcc" --version && \
+	  $(PYTEST) $(PARALLEL) -m nvcc tests/gpu tests/benchmarks
+
 test-isa: setup
 	@test -n "$(ISAS)" || { echo "test-isa: there are no compiled kernels to test" >&2; exit 1; }
 	for isa in $(ISAS); do \
@@ -67,13 +80,17 @@ test-isa: setup
 test-slow: setup
 	$(PYTEST) $(PARALLEL) -m slow tests
 
+# All real blocks and layers through the simulator, and its planted faults: many minutes, most of them compiling.
+test-gpu-slow: setup
+	$(PYTEST) $(PARALLEL) -m slow tests/gpu
+
 fuzz: setup
 	$(PYTEST) $(PARALLEL) -m fuzz tests
 
 # A build of its own, beside the one in use. torch and Python are not instrumented, so leaks are not looked for.
 test-asan: setup
 	mkdir -p $(ASAN) && cp -r mnv3_fast $(ASAN)/ && rm -f $(ASAN)/mnv3_fast/*.so
-	CMAKE_ARGS=-DMNV3_FAST_SANITIZE=ON $(V)/python setup.py -q build_ext --build-temp build/asan-cmake --build-lib $(ASAN)
+	CMAKE_ARGS='-DMNV3_FAST_SANITIZE=ON -DMNV3_FAST_CUDA=OFF' $(V)/python setup.py -q build_ext --build-temp build/asan-cmake --build-lib $(ASAN)
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  $(V)/python tests/run_from.py $(ASAN) -q tests/ops tests/engine/test_plan.py \

@@ -1,4 +1,7 @@
-"""Builds the kernels with CMake and Ninja. Needs no torch: see docs/decisions.md, "Torch-free build"."""
+"""Builds the kernels with CMake and Ninja. Needs no torch: see docs/decisions.md, "Torch-free build".
+
+CUDA kernels are built where nvcc is found; ``CMAKE_ARGS=-DMNV3_FAST_CUDA=OFF`` goes without, ``=ON`` fails without.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,7 +54,59 @@ def find_nvcc(environment: Mapping[str, str] = os.environ) -> str | None:
     found = shutil.which("nvcc", path=os.pathsep.join([named, environment.get("PATH", os.defpath)]))
     if found:
         return str(Path(found).resolve())
-    return next((str(path) for folder in sys.path for path in sorted(Path(folder).glob("nvidia/cu*/bin/nvcc"))), None)
+    packages = [*sys.path, sysconfig.get_path("purelib")]  # which pip hides from sys.path while it builds
+    return next((str(path) for folder in packages for path in sorted(Path(folder).glob("nvidia/cu*/bin/nvcc"))), None)
+
+
+def asks_for_cuda(environment: Mapping[str, str] = os.environ) -> bool | None:
+    """What ``$CMAKE_ARGS`` says of the CUDA kernels with ``-DMNV3_FAST_CUDA=``; None if nothing."""
+    said = re.findall(r"-DMNV3_FAST_CUDA(?::\w+)?=(\S*)", environment.get("CMAKE_ARGS", ""))
+    return said[-1].upper() in ("1", "ON", "YES", "TRUE", "Y") if said else None
+
+
+def nvcc_to_use(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The nvcc that builds the CUDA kernels, or None for an install without them.
+
+    Nobody who did not ask for them is stopped by an nvcc that happens to be there: systems ship old ones, and each
+    takes only some host compilers. One that compiles a few lines and then fails on the kernels fails the install.
+
+    Raises:
+        RuntimeError: where ``$CMAKE_ARGS`` asks for CUDA kernels and there is no nvcc that compiles.
+    """
+    asked = asks_for_cuda(environment)
+    if asked is False:
+        return None
+    nvcc = find_nvcc(environment)
+    if nvcc is None:
+        reason = "nvcc was not found in $CUDA_HOME, on the path or among the packages of this Python"
+    else:
+        reason = reason_without_cuda(nvcc)
+    if reason is None:
+        return nvcc
+    if asked:
+        raise RuntimeError(f"mnv3_fast: CMAKE_ARGS asks for CUDA kernels, but {reason}")
+    if nvcc is not None:
+        print(f"mnv3_fast: installing without CUDA kernels: {reason}. GPUs run the Triton kernels.", file=sys.stderr)
+    return None
+
+
+def reason_without_cuda(nvcc: str) -> str | None:
+    """Why an nvcc cannot build the CUDA kernels, found by making a library of a few lines; None if it can."""
+    kernel = "__global__ void probe(float* x) { *x = mnv3_fast::cuda::relu(*x); }"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "probe.cu"
+        source.write_text(f'#include "cuda/vector.h"\n{kernel}\n')
+        options = ["-std=c++17", "-arch=sm_80", f"-I{ROOT / 'csrc'}", "-shared", "-Xcompiler=-fPIC", "--cudadevrt=none"]
+        make = [*options, "-o", str(Path(folder) / "probe.so"), str(source)]
+        try:
+            for command in ([nvcc, "--list-gpu-code"], [nvcc, *make]):
+                done = subprocess.run(command, capture_output=True, text=True)
+                if done.returncode:
+                    said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+                    return f"{nvcc} does not compile them: {said[0] if said else f'status {done.returncode}'}"
+        except OSError as error:
+            return f"{nvcc} cannot be run: {error}"
+    return None
 
 
 def build_directory(environment: Mapping[str, str] = os.environ) -> Path:
@@ -77,22 +133,29 @@ class CMakeBuild(build_ext):
         prefix = ROOT if self.inplace else Path(self.build_lib).resolve()
         build = Path(self.asked_for).resolve() if self.asked_for else build_directory()
         build.mkdir(parents=True, exist_ok=True)
-        self._configure(build)
+        nvcc = nvcc_to_use()
+        if nvcc is None:  # one of an earlier build would not fit the rest
+            (prefix / "mnv3_fast" / "_cuda.so").unlink(missing_ok=True)
+        self._configure(build, nvcc)
         cmake = _tool("cmake")
-        subprocess.check_call([cmake, "--build", str(build)])
+        try:
+            subprocess.check_call([cmake, "--build", str(build)])
+        except subprocess.CalledProcessError:
+            if nvcc is not None:
+                hint = f"if {nvcc} failed: CMAKE_ARGS=-DMNV3_FAST_CUDA=OFF installs without CUDA kernels"
+                print(f"mnv3_fast: {hint}", file=sys.stderr)
+            raise
         subprocess.check_call([cmake, "--install", str(build), "--prefix", str(prefix)])
 
-    def _configure(self, build: Path) -> None:
+    def _configure(self, build: Path, nvcc: str | None) -> None:
         import pybind11
 
         # Paths of an isolated build environment change from run to run, so they are given every time.
         command = [_tool("cmake"), "-S", str(ROOT), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release"]
         command += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
         command += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}"]
-        given = os.environ.get("CMAKE_ARGS", "").split()
-        if "-DMNV3_FAST_CUDA=ON" in given:  # not by itself: minutes of compiling, and nothing chooses these kernels yet
-            command += [f"-DMNV3_FAST_NVCC={find_nvcc() or ''}"]
-        subprocess.check_call(command + given)
+        command += ["-DMNV3_FAST_CUDA=ON", f"-DMNV3_FAST_NVCC={nvcc or ''}"]  # CMake would keep what it was told before
+        subprocess.check_call(command + os.environ.get("CMAKE_ARGS", "").split())
 
     def get_outputs(self) -> list[str]:
         return []

@@ -30,9 +30,9 @@ CALLS = 25  # of each module, for its time
 class Row:
     """One module or one layer of an engine.
 
-    ``kernel`` is the op that runs it ("torch" where it falls back), ``macs`` the multiply-adds for the given input,
-    ``milliseconds`` what a call takes in inference with warm caches, ``overhead_us`` the microseconds of it that are
-    not the kernel's: the call, and the look whether anything has changed.
+    ``kernel`` is the op that runs it ("torch" where it falls back), ``instruction_set`` in an engine on a GPU "Triton"
+    or "CUDA" and why, ``macs`` the multiply-adds for the given input, ``milliseconds`` what a call takes in inference
+    with warm caches, ``overhead_us`` what of it is not the kernel's: the call, and a look whether anything has changed.
 
     Layers of an engine are timed inside the executor, as they run one after the other in a pass: ``percent_of_call`` is
     their share of a whole call, ``bytes`` what they must read and write, ``tile`` the pixels x channels whose sums lie
@@ -262,9 +262,10 @@ def _engine_rows(path: str, engine: Engine, x: Tensor | None) -> list[Row]:
     kernel = "run_plan" if compiled else "reference"
     reason = None if compiled else environment_reason(engine.plan.device.type)
     layers = layers_of(engine.plan, None if x is None else x.shape)
+    variants = gpu.variants(engine.plan, engine.dtype, x.shape) if on_gpu and compiled and x is not None else None
     rows = [
-        Row(f"{path}.{i}".lstrip("."), layer.kind, kernel, instruction_set, reason, layer.macs, bytes=layer.bytes)
-        for i, layer in enumerate(layers)
+        Row(f"{path}.{i}".lstrip("."), layer.kind, kernel, variant, reason, layer.macs, bytes=layer.bytes)
+        for i, (layer, variant) in enumerate(zip(layers, variants or [instruction_set] * len(layers), strict=True))
     ]
     rows = _timed(rows, layers, engine, x) if instruction_set and x is not None and x.numel() > 0 else rows
     for name, module in engine.rest.named_modules():

@@ -1,13 +1,15 @@
 """``python -m benchmarks.gpu.model``: images a second to expect of GPUs that are not here, computed.
 
-A kernel takes the longest of four times: its bytes at the memory's bandwidth, its instructions at the issue rate, its
-matrix products at the tensor cores' rate, and what a launch takes at least. A pass is the sum of its kernels. Ours are
-our launches, with the instructions that their compiled code has; compiled torch is level b and eager torch level a of
-benchmarks.gpu.roofline, of which the bytes and launches alone are known.
+A kernel takes the longest of five times (mnv3_fast/gpu/counts.py, which the library chooses kernels by): its bytes at
+the memory's bandwidth, what its blocks bring from L2, its instructions at the issue rate, its matrix products at the
+tensor cores' rate, and what a launch takes at least. A pass is the sum of its kernels. Ours are our launches, by Triton
+alone and with the CUDA kernels that are chosen by these times, with the instructions that their compiled code has;
+compiled torch is level b and eager torch level a of benchmarks.gpu.roofline, of which the bytes and launches alone are
+known.
 
-Approximated: memory runs at its full rate; the map that the kernel before wrote is read from L2 for free where half of
-L2 holds it; programs are spread evenly over the multiprocessors, which issue whenever they have a warp; nothing waits
-for anything else (latency, barriers, the last programs of a launch).
+Approximated: memory runs at its full rate; the map that the kernel before wrote comes from L2 where half of it holds
+it; blocks are spread evenly over the multiprocessors, which issue whenever they have a warp; nothing waits for anything
+else (latency, barriers, the last blocks of a launch).
 """
 
 from __future__ import annotations
@@ -16,19 +18,21 @@ import argparse
 import functools
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 
-from benchmarks.gpu import instructions, published
-from benchmarks.gpu.gpus import EAGER_LAUNCH, GPU, GPUS, GRAPH_LAUNCH, SCHEDULERS
+from benchmarks.gpu import published
+from benchmarks.gpu.gpus import EAGER_LAUNCH, GPU, GPUS
 from benchmarks.gpu.instructions import BATCHES, DTYPE, NETS
-from benchmarks.gpu.sass import label, rounds, tensor_operations
-from mnv3_fast.gpu.launch import Launch
+from mnv3_fast.gpu import choice
+from mnv3_fast.gpu.counts import LAUNCH, times
+from mnv3_fast.gpu.launch import AnyLaunch
 from mnv3_fast.gpu.network import Network
 from mnv3_fast.testing.gpu_bench.levels import Kernel, kernels, layers_of, stages_of
-from mnv3_fast.testing.gpu_bench.requested import launches_of, traffic
+from mnv3_fast.testing.gpu_bench.requested import launches_of
 
-BOUNDS = ("memory", "issue", "tensor", "launch")
+BOUNDS = ("memory", "L2", "issue", "tensor", "launch")
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Pass:
 
 
 def add_up(batch: int, times: Iterable[dict[str, float]]) -> Pass:
-    """A pass of kernels, each with its four times."""
+    """A pass of kernels, each with its times."""
     parts = dict.fromkeys(BOUNDS, 0.0)
     for each in times:
         longest = max(each, key=lambda name: each[name])
@@ -61,55 +65,26 @@ def add_up(batch: int, times: Iterable[dict[str, float]]) -> Pass:
 
 
 def memory_seconds(gpu: GPU, kernel: Kernel) -> float:
-    """Of a kernel's bytes; the map before it costs nothing where half of L2 holds it."""
+    """Of a kernel of torch's; the map before it costs nothing where half of L2 holds it."""
     chained = 0 if kernel.chained <= gpu.cache // 2 else kernel.chained
     return (chained + kernel.others + kernel.written) / gpu.bandwidth
 
 
-def issue_seconds(gpu: GPU, launch: Launch, executed: tuple[int, int]) -> float:
-    """Of a launch's instructions on the multiprocessor that gets most programs."""
-    warps = launch.warps * -(-launch.grid[0] * launch.grid[1] * launch.grid[2] // gpu.multiprocessors)
-    total, fp32 = executed
-    cycles = max(total / SCHEDULERS, fp32 * 32 / gpu.lanes)
-    return warps * cycles / gpu.clock
-
-
 @functools.cache
-def _launches(net: str, batch: int) -> list[Launch]:
-    return launches_of(Network(stages_of(net), DTYPE), (batch, 3, 224, 224))
+def passes(net: str, batch: int, gpu: GPU | None = None) -> list[AnyLaunch]:
+    """The launches of a pass: Triton's alone, or with the CUDA kernels that are chosen for a GPU."""
+    with nullcontext() if gpu is None else choice.assume(gpu.properties):
+        return launches_of(Network(stages_of(net), DTYPE), (batch, 3, 224, 224))
 
 
-@functools.cache
-def _counts() -> dict:
-    return instructions.load()
-
-
-def ours(gpu: GPU, net: str, batch: int) -> Pass:
-    """A frozen network, in a CUDA graph."""
-    return add_up(batch, (times for _, times in launch_times(gpu, net, batch)))
-
-
-def launch_times(gpu: GPU, net: str, batch: int) -> list[tuple[str, dict[str, float]]]:
-    """The kernel and the four times of each of our launches."""
-    found = []
-    for launch in _launches(net, batch):
-        moved = traffic(launch)
-        chained = moved.unique.get("input", moved.unique.get("sums", 0))
-        kernel = Kernel("", chained, sum(moved.unique.values()) - chained, sum(moved.written.values()))
-        executed = _counts()[gpu.architecture][label(launch)].executed(rounds(launch))
-        times = {
-            "memory": memory_seconds(gpu, kernel),
-            "issue": issue_seconds(gpu, launch, executed),
-            "tensor": tensor_operations(launch) / gpu.tensor,
-            "launch": GRAPH_LAUNCH,
-        }
-        found.append((launch.kernel.__name__.removesuffix("_kernel"), times))
-    return found
+def ours(gpu: GPU, net: str, batch: int, cuda: bool) -> Pass:
+    """A frozen network, in a CUDA graph, without or with the library of CUDA kernels."""
+    return add_up(batch, (times(launch, gpu.properties) for launch in passes(net, batch, gpu if cuda else None)))
 
 
 def torch_at(level: str, gpu: GPU, net: str, batch: int) -> Pass:
     """Eager torch (level a) or compiled torch in a CUDA graph (any other level), in 16 bit."""
-    least = EAGER_LAUNCH if level == "a" else GRAPH_LAUNCH
+    least = EAGER_LAUNCH if level == "a" else LAUNCH
     layers = layers_of(_stages(net), (batch, 3, 224, 224))
     return add_up(
         batch,
@@ -129,34 +104,46 @@ def _stages(net: str) -> list:
 def table(net: str, batches: Sequence[int]) -> str:
     """Every GPU at some batches, in Markdown."""
     lines = [
-        "| GPU | batch | ours, img/s | us a pass | bound by | level c | compiled (b) | eager (a) | ours / compiled "
-        "| ours / eager |",
-        "|---|" + "---:|" * 3 + "---|" + "---:|" * 5,
+        "| GPU | batch | launches | us a pass | bound by | img/s | Triton alone: launches | us | img/s | level c "
+        "| compiled (b) | eager (a) | ours / compiled | ours / Triton alone |",
+        "|---|" + "---:|" * 3 + "---|" + "---:|" * 9,
     ]
-    for gpu in GPUS:
-        for batch in batches:
-            mine = ours(gpu, net, batch)
-            c, b, a = (torch_at(level, gpu, net, batch).rate for level in "cba")
-            parts = ", ".join(f"{name} {part:.0%}" for name, part in mine.parts.items() if part >= 0.005)
-            lines.append(
-                f"| {gpu.name} | {batch} | {mine.rate:,.0f} | {mine.seconds * 1e6:,.0f} | {parts} | {c:,.0f} "
-                f"| {b:,.0f} | {a:,.0f} | {mine.rate / b:.2f} | {mine.rate / a:.2f} |"
-            )
+    for gpu, batch in product(GPUS, batches):
+        mine, triton = ours(gpu, net, batch, True), ours(gpu, net, batch, False)
+        c, b, a = (torch_at(level, gpu, net, batch).rate for level in "cba")
+        parts = ", ".join(f"{name} {part:.0%}" for name, part in mine.parts.items() if part >= 0.005)
+        lines.append(
+            f"| {gpu.name} | {batch} | {len(passes(net, batch, gpu))} | {mine.seconds * 1e6:,.0f} | {parts} "
+            f"| {mine.rate:,.0f} | {len(passes(net, batch))} | {triton.seconds * 1e6:,.0f} | {triton.rate:,.0f} "
+            f"| {c:,.0f} | {b:,.0f} | {a:,.0f} | {mine.rate / b:.2f} | {mine.rate / triton.rate:.2f} |"
+        )
     return "\n".join(lines)
 
 
 def kernel_table(batches: Sequence[int]) -> str:
     """Where our time goes, in Markdown: us of all launches of each kernel, and what binds the most of them."""
-    names = ("stem_conv", "pointwise_conv", "depthwise_conv", "squeeze_excite_gate", "channel_sums")
-    lines = [f"| GPU | net | batch | {' | '.join(f'{name}, us' for name in names)} |", "|---|---|---:|" + "---:|" * 5]
-    for gpu in GPUS:
-        for net, batch in product(NETS, batches):
-            cells = []
-            for name in names:
-                mine = add_up(batch, (times for kernel, times in launch_times(gpu, net, batch) if kernel == name))
-                cells.append(f"{mine.seconds * 1e6:,.0f} ({mine.bound})")
-            lines.append(f"| {gpu.name} | {net} | {batch} | {' | '.join(cells)} |")
+    found = {
+        (gpu, net, batch): {name_of(launch) for launch in passes(net, batch, gpu)}
+        for gpu, net, batch in product(GPUS, NETS, batches)
+    }
+    names = sorted(set().union(*found.values()))
+    lines = [
+        f"| GPU | net | batch | {' | '.join(f'{name}, us' for name in names)} |",
+        "|---|---|---:|" + "---:|" * len(names),
+    ]
+    for (gpu, net, batch), used in found.items():
+        cells = []
+        for name in names:
+            mine = [times(launch, gpu.properties) for launch in passes(net, batch, gpu) if name_of(launch) == name]
+            sum_ = add_up(batch, mine) if name in used else None
+            cells.append(f"{sum_.seconds * 1e6:,.0f} ({sum_.bound})" if sum_ else "-")
+        lines.append(f"| {gpu.name} | {net} | {batch} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def name_of(launch: AnyLaunch) -> str:
+    """Of its kernel, CUDA's with that word."""
+    return launch.kernel.__name__.removesuffix("_kernel").replace("_cuda", " (CUDA)")
 
 
 def comparison() -> str:

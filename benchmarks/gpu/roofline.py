@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from mnv3_fast.gpu.network import Network
+from mnv3_fast.gpu.traffic import traffic
 from mnv3_fast.testing.gpu_bench.levels import LEVELS, Layer, kernels, layers_of, stages_of
-from mnv3_fast.testing.gpu_bench.requested import launches_of, traffic
+from mnv3_fast.testing.gpu_bench.requested import launches_of
 
 NETS = ("large", "small")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

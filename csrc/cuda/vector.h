@@ -67,8 +67,6 @@ struct Convert<float> {
     word.bits[2 * i] = __float_as_uint(value.x);
     word.bits[2 * i + 1] = __float_as_uint(value.y);
   }
-  __device__ static float one(float value) { return value; }
-  __device__ static float round(float value) { return value; }
 };
 
 template <>
@@ -82,23 +80,24 @@ struct Convert<__half> {
     const __half2 two = __floats2half2_rn(value.x, value.y);
     memcpy(&word.bits[i], &two, sizeof(two));
   }
-  __device__ static float one(__half value) { return __half2float(value); }
-  __device__ static __half round(float value) { return __float2half_rn(value); }
 };
 
 template <>
 struct Convert<__nv_bfloat16> {
   __device__ static float2 pair(const Word& word, int i) {
-    __nv_bfloat162 two;
-    memcpy(&two, &word.bits[i], sizeof(two));
-    return __bfloat1622float2(two);
+    float2 pair;
+#ifdef __CUDACC__
+    // One instruction each, and not after the word is replaced, which would take a copy of it.
+    asm volatile("shl.b32 %0, %2, 16; and.b32 %1, %2, 0xffff0000;" : "=f"(pair.x), "=f"(pair.y) : "r"(word.bits[i]));
+#else
+    pair = make_float2(__uint_as_float(word.bits[i] << 16), __uint_as_float(word.bits[i] & 0xffff0000u));
+#endif
+    return pair;
   }
   __device__ static void put(Word& word, int i, float2 value) {
     const __nv_bfloat162 two = __floats2bfloat162_rn(value.x, value.y);
     memcpy(&word.bits[i], &two, sizeof(two));
   }
-  __device__ static float one(__nv_bfloat16 value) { return __bfloat162float(value); }
-  __device__ static __nv_bfloat16 round(float value) { return __float2bfloat16_rn(value); }
 };
 
 // x * y + z, which new architectures do for two numbers in one instruction.
@@ -120,7 +119,7 @@ __device__ inline float* dynamic_shared() {
 #endif
 }
 
-enum Activation { kNone, kRelu, kHardswish, kAny };
+enum Activation { kNone, kRelu, kHardswish, kRelu6, kAny };
 
 __device__ inline float relu(float x) {
 #ifdef __CUDACC__
@@ -131,6 +130,16 @@ __device__ inline float relu(float x) {
 #endif
 }
 
+__device__ inline float relu6(float x) {
+  x = relu(x);
+#ifdef __CUDACC__
+  asm("min.NaN.f32 %0, %0, 0f40C00000;" : "+f"(x));
+  return x;
+#else
+  return x > 6 ? 6 : x;
+#endif
+}
+
 __device__ inline float hardswish(float x) { return x * __saturatef(fmaf(x, 1.0f / 6, 0.5f)); }
 
 // As mnv3_fast/ops/elements.py: NaN passes through all of them, and hardswish of -inf is NaN. kAny: what `asked` says.
@@ -138,10 +147,12 @@ template <Activation kActivation>
 __device__ inline float activate(float x, int asked) {
   if constexpr (kActivation == kAny) {
     if (asked == kRelu) return relu(x);
-    return asked == kHardswish ? hardswish(x) : x;
+    if (asked == kHardswish) return hardswish(x);
+    return asked == kRelu6 ? relu6(x) : x;
   }
   if constexpr (kActivation == kRelu) return relu(x);
   if constexpr (kActivation == kHardswish) return hardswish(x);
+  if constexpr (kActivation == kRelu6) return relu6(x);
   return x;
 }
 

@@ -13,7 +13,7 @@ import torch
 import typer
 
 import mnv3_fast
-from mnv3_fast.cli import bench, convert, demo, explain, info, predict, test, train, verify
+from mnv3_fast.cli import bench, convert, demo, explain, info, predict, test, train, tune, verify
 from mnv3_fast.cli.common import INTERRUPTED, errors, fail
 from mnv3_fast.data.loading import WorkerDied
 from mnv3_fast.data.processes import ProcessesLost
@@ -53,7 +53,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _verb in (info, predict, test, train, convert, explain, verify, bench, demo):
+for _verb in (info, predict, test, train, convert, explain, verify, bench, tune, demo):
     _name = _verb.__name__.rpartition(".")[2]
     app.command(_name, epilog=_verb.EPILOG)(guarded(getattr(_verb, _name)))
 

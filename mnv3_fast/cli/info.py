@@ -14,6 +14,7 @@ from rich.table import Table
 from mnv3_fast import _library
 from mnv3_fast._version import __version__
 from mnv3_fast.cli.common import print_json, show
+from mnv3_fast.gpu import cuda_library
 
 EPILOG = """Examples:
 
@@ -46,6 +47,7 @@ def info(
         "CPU features": list(_library.extension().cpu_features()) if _library.EXTENSION else [],
         "instruction sets": list(_library.instruction_sets()),
         "in use": _library.instruction_set(),
+        "CUDA kernels": f"none: {reason}" if (reason := cuda_library.unusable_reason()) else str(cuda_library.FILE),
         "missing": None if _library.EXTENSION else f"compiled kernels: {_library.missing_reason()}",
         "models": list_models(),
     }

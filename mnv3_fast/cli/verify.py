@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +23,7 @@ from mnv3_fast.cli.common import (
     write_json,
     writing,
 )
+from mnv3_fast.cli.devices import gpu
 from mnv3_fast.cli.verify_checkpoint import verify_checkpoint
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -91,7 +91,7 @@ def verify(
 
 
 def _verify_device(name: str, dtypes: list[torch.dtype], output: Path, json: bool) -> None:
-    device = _gpu(name)
+    device = gpu(name, "cpu, cuda or cuda:N")
     check_output(output)
     from mnv3_fast.gpu import first_use
     from mnv3_fast.testing.verify_device import (
@@ -119,24 +119,3 @@ def _verify_device(name: str, dtypes: list[torch.dtype], output: Path, json: boo
         console.print(f"report: {output}/verify.json, verify.txt", highlight=False, soft_wrap=True, markup=False)
     if not report["passed"]:
         raise typer.Exit(MISS)
-
-
-def _gpu(name: str) -> torch.device:
-    """The device of ``--device``; ends with status 2 where there is none."""
-    from mnv3_fast import _library
-    from mnv3_fast.gpu.first_use import triton_version
-
-    if not re.fullmatch(r"cuda(:\d{1,4})?", name):
-        fail(f"--device must be cpu, cuda or cuda:N, got {name!r}")
-    if torch.version.cuda is None and torch.version.hip is None:
-        fail(f"--device {name}: this torch ({torch.__version__}) was built without support for GPUs")
-    if not torch.cuda.is_available():
-        fail(f"--device {name}: torch finds no GPU that it can use; is there one, and its driver?")
-    device = torch.device(name)
-    if device.index is not None and device.index >= torch.cuda.device_count():
-        fail(f"--device {name}: the last one here is cuda:{torch.cuda.device_count() - 1}")
-    if triton_version()[1] is not None:
-        fail(f"--device {name}: Triton cannot be imported: {triton_version()[1]}")
-    if _library.backend() == "reference":
-        fail(f"--device {name}: MNV3_FAST_BACKEND=reference has switched the kernels off")
-    return torch.device("cuda", torch.cuda.current_device()) if device.index is None else device

@@ -19,7 +19,8 @@ class Engine(nn.Module):
     """A frozen network: one ``mnv3_fast::run_plan`` a pass, then what stays torch's. Inference only.
 
     Made by :func:`freeze`. The plan is a buffer, so the engine can be copied, pickled, saved, moved to another process
-    or CPU and exported. It keeps no tie to the model that it was made from.
+    or CPU and exported. It keeps no tie to the model that it was made from. On an NVIDIA GPU its second call with
+    inputs of one kind captures a CUDA graph (docs/contract.md says what holds), which is in no copy and no file.
 
     Attributes:
         plan: the packed network, uint8.

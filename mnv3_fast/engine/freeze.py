@@ -237,7 +237,7 @@ def _prepare(engine: Engine, progress: Progress | None) -> None:
     from mnv3_fast.gpu.execute import is_usable, plan_executor  # not imported before a model on a GPU needs it
 
     executor = plan_executor(engine.plan, engine.dtype)
-    if is_usable(executor.network):
+    if is_usable(executor):
         channels = engine.input_channels
         executor.precompile([(images, channels, 224, 224) for images in (1, 32)], progress)
 

@@ -76,7 +76,7 @@ class PackedOp:
 
         if not tensors:
             raise ValueError(f"{self._name}: tensors must hold the weights of at least one layer, got none")
-        return run_stages(self._name, self._reference, self._stages(*arguments), input, arguments)
+        return run_stages(self._name, self._reference, self._stages, input, arguments)
 
     def _kernel(self, input: Tensor, tensors: list[Tensor], spec: list[int], constants: list[float]) -> Tensor:
         registration.refuse_grad(self._name, (input, tensors))

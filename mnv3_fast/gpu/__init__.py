@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mnv3_fast import _library
 
@@ -23,6 +23,13 @@ def missing_reason() -> str | None:
     if _library.backend() == "reference":
         return "the kernels are switched off (backend reference)"
     return None if TRITON else "Triton is not installed, which torch brings on Linux with a GPU"
+
+
+def variants(plan: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> list[str]:
+    """Which kernels compute each layer of a plan on its device for an input [N, C, H, W], and why; may check them."""
+    from mnv3_fast.gpu.execute import plan_executor
+
+    return plan_executor(plan, dtype).network.variants(shape)
 
 
 def try_kernels(model: nn.Module) -> None:

@@ -19,6 +19,7 @@ class Arena:
         self.device = device
         self.sizes: dict[tuple[str, torch.dtype], int] = {}
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._zeroed: set[tuple[str, torch.dtype]] = set()
 
     def take(self, role: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """The tensor of a role; a map [N, C, H, W] has strides (H*W*C, 1, W*C, C), anything else is dense.
@@ -38,11 +39,19 @@ class Arena:
             return buffer.as_strided(size, (size[1] * size[2] * size[3], 1, size[3] * size[1], size[1]))
         return buffer[: size.numel()].view(size)
 
+    def take_zeroed(self, role: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """As :meth:`take`, of a role whose buffer is zeroed once, when it is allocated.
+
+        Whoever writes to it leaves zeros behind. A role is taken either always by this or never.
+        """
+        self._zeroed.add((role, dtype))
+        return self.take(role, shape, dtype)
+
     def allocate(self) -> None:
         """Allocates each buffer as large as what has been taken of it."""
-        self.buffers = {
-            key: torch.empty(max(size, 1), dtype=key[1], device=self.device) for key, size in self.sizes.items()
-        }
+        for key, size in self.sizes.items():
+            make = torch.zeros if key in self._zeroed else torch.empty
+            self.buffers[key] = make(max(size, 1), dtype=key[1], device=self.device)
 
     def bytes(self) -> int:
         """Of all buffers."""

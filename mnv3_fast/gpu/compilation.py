@@ -11,16 +11,14 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mnv3_fast.gpu.launch import Launch
+from mnv3_fast.gpu.launch import ALIGNMENT, Launch, is_aligned
 
 POINTERS = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8",
 }  # fmt: skip
-ALIGNMENT = 16
 
 
 def cuda(capability: int) -> GPUTarget:
@@ -37,7 +35,7 @@ def signature(launch: Launch) -> dict[str, str]:
 
 
 def key(launch: Launch) -> tuple[Any, ...]:
-    """Equal for two launches if the same compiled kernel serves both."""
+    """Of a launch: see :meth:`Launch.key`."""
     return (
         launch.kernel.__name__,
         tuple(signature(launch).items()),
@@ -72,15 +70,4 @@ def _type_of(value: Tensor | int | float) -> str:
 
 
 def _aligned(launch: Launch) -> tuple[str, ...]:
-    return tuple(
-        name
-        for name, value in launch.arguments.items()
-        if isinstance(value, Tensor) and _address(value) % ALIGNMENT == 0
-    )
-
-
-def _address(tensor: Tensor) -> int:
-    """Where a tensor starts; of one without memory (meta, fake) where in its storage, which torch aligns."""
-    if tensor.device.type == "meta" or isinstance(tensor, FakeTensor):
-        return tensor.storage_offset() * tensor.element_size()
-    return tensor.data_ptr()
+    return tuple(name for name, value in launch.arguments.items() if isinstance(value, Tensor) and is_aligned(value))

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnv3_fast.gpu import first_use, launch, raw_arguments
+from mnv3_fast.gpu import choice, first_use, launch, raw_arguments
+from mnv3_fast.gpu.choice import Question
 from mnv3_fast.ops import checks, registration
 from mnv3_fast.ops.elements import convolved_size, dense_nhwc, empty_nhwc, resolve_window
 
@@ -166,15 +167,16 @@ def _depthwise_conv(args: Sequence[Any], with_mean: bool) -> tuple[Tensor, Tenso
     if n == 0:
         return output, mean
     from mnv3_fast.engine.kinds import BLOCK
-    from mnv3_fast.ops.depthwise_conv import triton_kernel
     from mnv3_fast.ops.squeeze_excite.triton_kernel import channel_sums
 
     layer = _packed(BLOCK, weight, bias, norm, eps, input.dtype, window, activation)
-    sums = None
+    shape = n, channels, *input.shape[2:]
+    question = Question("depthwise_conv", input.dtype, shape, layer.kernel, tuple(window), activation, with_mean)
+    kernel, sums = choice.depthwise_conv(question, input.device), None
     if with_mean:
-        sums = input.new_empty(triton_kernel.sums_shape(output, layer.kernel, window), dtype=torch.float32)
+        sums = input.new_empty(kernel.sums_shape(output, layer.kernel, window), dtype=torch.float32)
     options = layer.kernel, window, activation, sums
-    found = triton_kernel.launches(dense_nhwc(input), layer.weight, layer.bias, output, *options)
+    found = kernel.launches(dense_nhwc(input), layer.weight, layer.bias, output, *options)
     if sums is not None:
         # Tiles are added up in their order, as the pixels of a map [N, C, tiles, 1] that lies there as NHWC.
         parts = sums.transpose(1, 2)[..., None]
@@ -234,6 +236,23 @@ def run_squeeze_excite(*args: Any) -> Tensor:
     return output
 
 
+def run_inverted_residual(input: Tensor, tensors: list[Tensor], spec: list[int], constants: list[float]) -> Tensor:
+    """``mnv3_fast::inverted_residual`` by its kernels, packed for this call alone.
+
+    Args:
+        input, tensors, spec, constants: the raw op's, as ``mnv3_fast.gpu.execute.run_stages`` checks them.
+
+    Returns:
+        [N, O, OH, OW] of the input's dtype, dense NHWC.
+    """
+    from mnv3_fast.engine.kinds import BLOCK
+    from mnv3_fast.gpu.executor import Executor
+    from mnv3_fast.gpu.network import Network
+    from mnv3_fast.ops.network.layout import Stage
+
+    return Executor(Network([Stage(BLOCK, spec, constants, tensors)], input.dtype)).run(input)
+
+
 def _packed(
     kind: int, weight: Tensor, bias: Tensor | None, norm: Sequence[Any], eps: float, dtype: torch.dtype, *rest: Any
 ) -> Any:
@@ -267,4 +286,5 @@ RUN: dict[str, Run] = {
     "depthwise_conv_mean": run_depthwise_conv_mean,
     "squeeze_excite_gate": run_squeeze_excite_gate,
     "squeeze_excite": run_squeeze_excite,
+    "inverted_residual": run_inverted_residual,
 }

@@ -10,7 +10,6 @@ usable, for that call alone. Accelerate, freeze or call :func:`check_device` bef
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import threading
@@ -20,17 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils import _python_dispatch
 
 from mnv3_fast import _library
 from mnv3_fast._version import __version__
-from mnv3_fast.gpu import DTYPES, launch, outcomes
+from mnv3_fast.gpu import DTYPES, choice, cuda_library, keyed_file, launch, outcomes
+from mnv3_fast.gpu.forced_run import run_kernel
 from mnv3_fast.gpu.outcomes import Outcome, name_of
 
 logger = logging.getLogger("mnv3_fast")
 
 KERNELS = ("stem_conv", "pointwise_conv", "depthwise_conv", "squeeze_excite_gate", "squeeze_excite")
+"""Triton's."""
+CUDA_KERNELS = {"depthwise_conv_cuda": DTYPES, "inverted_residual_cuda": (torch.float16, torch.bfloat16)}
+"""The library's, checked where there is one, and the dtypes of each."""
 Runner = Callable[[str, tuple, torch.device], Any]
 """Name of a raw op, its arguments on the CPU, the device -> its output or outputs, wherever they are."""
 
@@ -52,27 +54,18 @@ class Report:
         return bool(self.outcomes) and all(outcome.passed for outcome in self.outcomes)
 
 
-def run_kernel(op: str, args: tuple, device: torch.device) -> Any:
-    """A raw op by its kernel on a device; products in IEEE float32 whatever torch's TF32 setting says."""
-    from mnv3_fast.gpu import dispatch
-
-    def exactly(each: launch.Launch) -> bool:
-        if each.constants.get("PRECISION") != "tf32":
-            return False
-        dataclasses.replace(each, constants={**each.constants, "PRECISION": "ieee"}).run()
-        return True
-
-    moved = [item.to(device) if isinstance(item, Tensor) else item for item in args]
-    with launch.observe(exactly):
-        return dispatch.RUN[op](*moved)
-
-
 def describe(device: torch.device) -> tuple[str, str]:
     """Name and compute capability (of AMD's, architecture) of a GPU."""
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip is not None:  # elsewhere torch gives the name under this name, too
         return properties.name, properties.gcnArchName
     return properties.name, f"{properties.major}.{properties.minor}"
+
+
+def key_of(name: str, capability: str) -> dict[str, str]:
+    """What is kept of a kind of device is kept for this: the device, all versions, and the text of the kernels."""
+    values = name, capability, torch.__version__, triton_version()[0], __version__, _sources(), cuda_library.hash_of()
+    return dict(zip(keyed_file.KEY_FIELDS, map(str, values), strict=True))
 
 
 class Checker:
@@ -102,20 +95,20 @@ class Checker:
         """As the function of this name."""
         if _library.backend() == "reference":
             return False
-        device = _with_index(device)
+        device = launch.with_index(device)
         answer = self._answers.get((kernel, device, dtype))
         if answer is not None:
             return answer
         with self._lock:
             outcome = self._find(kernel, device, dtype) if self._exists(device) else None
         if outcome is None:
-            logger.debug("%s is not checked while a graph is made; torch's own operators run", kernel)
+            logger.debug("%s is not checked while a graph is made; %s", kernel, _instead(kernel))
             return False
         return outcome.passed
 
     def check(self, device: torch.device, dtypes: Sequence[torch.dtype] = DTYPES, again: bool = False) -> Report:
         """As :func:`check_device`."""
-        device = _with_index(device)
+        device = launch.with_index(device)
         if _library.backend() == "reference":
             return Report(device, {}, ())
         with self._lock:
@@ -123,8 +116,18 @@ class Checker:
                 return Report(device, {}, ())
             if again and not recording():
                 self._forget(device)
-            found = [self._find(kernel, device, dtype) for dtype in dtypes for kernel in KERNELS]
+            wanted = [(kernel, dtype) for dtype in dtypes for kernel in self.kernels(device, dtype)]
+            found = [self._find(kernel, device, dtype) for kernel, dtype in wanted]
             return Report(device, self._key(device), tuple(outcome for outcome in found if outcome is not None))
+
+    def kernels(self, device: torch.device, dtype: torch.dtype) -> list[str]:
+        """As :func:`kernels_of`."""
+        found = list(KERNELS)
+        if cuda_library.unusable_reason() is not None:
+            return found
+        if cuda_library.unusable_reason(self._key(launch.with_index(device))["capability"]) is None:
+            found += [kernel for kernel, dtypes in CUDA_KERNELS.items() if dtype in dtypes]
+        return found
 
     def _exists(self, device: torch.device) -> bool:
         """Not so of a device that is only thought of while a graph is made, as by FakeTensorMode."""
@@ -154,7 +157,8 @@ class Checker:
         from mnv3_fast.testing.on_device import first_use_outcome  # cases and tolerance rule, which tests share
 
         try:
-            return first_use_outcome(kernel, dtype, lambda op, args: self._run(op, args, device))
+            with choice.only(kernel):
+                return first_use_outcome(kernel, dtype, lambda op, args: self._run(op, args, device))
         except Exception as error:
             if isinstance(error, torch.AcceleratorError):
                 self._broken.add(device)
@@ -170,18 +174,17 @@ class Checker:
             return
         self._told.add(where)
         logger.warning(
-            "%s is switched off on %s (%s), torch's own operators run instead: %s",
+            "%s is switched off on %s (%s), %s instead: %s",
             outcome.kernel if common else f"{outcome.kernel} in {outcome.dtype}",
             self._key(device)["device"],
             device,
+            _instead("" if common else outcome.kernel),
             outcome.reason,
         )
 
     def _key(self, device: torch.device) -> dict[str, str]:
         if device not in self._keys:
-            name, capability = self._describe(device)
-            values = name, capability, torch.__version__, triton_version()[0], __version__, _sources()
-            self._keys[device] = dict(zip(outcomes.KEY_FIELDS, map(str, values), strict=True))
+            self._keys[device] = key_of(*self._describe(device))
         return self._keys[device]
 
     def _known(self, device: torch.device) -> dict[tuple[str, str], Outcome]:
@@ -191,7 +194,7 @@ class Checker:
         if whole not in self._outcomes:
             found: list[Outcome] = []
             if self._is_kept(key):
-                found = outcomes.read(self._path(key), key, KERNELS, tuple(map(name_of, DTYPES)))
+                found = outcomes.read(self._path(key), key, (*KERNELS, *CUDA_KERNELS), tuple(map(name_of, DTYPES)))
             self._outcomes[whole] = {(outcome.kernel, outcome.dtype): outcome for outcome in found}
         return self._outcomes[whole]
 
@@ -203,7 +206,7 @@ class Checker:
                 self._folder = None  # one warning is enough
 
     def _is_kept(self, key: dict[str, str]) -> bool:
-        return self._folder is not None and bool(key["triton"]) and bool(key["sources"])
+        return self._folder is not None and keyed_file.is_lasting(key)
 
     def _path(self, key: dict[str, str]) -> Path:
         assert self._folder is not None
@@ -218,7 +221,12 @@ class Checker:
 @functools.cache
 def checker() -> Checker:
     """The one that the library asks."""
-    return Checker(folder=outcomes.cache_folder())
+    return Checker(folder=keyed_file.cache_folder())
+
+
+def kernels_of(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """The kernels there are for a device and dtype, of :data:`KERNELS` and :data:`CUDA_KERNELS`."""
+    return checker().kernels(device, dtype)
 
 
 def usable(kernel: str, device: torch.device, dtype: torch.dtype) -> bool:
@@ -228,7 +236,7 @@ def usable(kernel: str, device: torch.device, dtype: torch.dtype) -> bool:
     is not known yet is then not usable, for this call.
 
     Args:
-        kernel: one of :data:`KERNELS`.
+        kernel: one of :data:`KERNELS` or :data:`CUDA_KERNELS`.
         device: a CUDA device (ROCm's are called so, too).
         dtype: of the arithmetic, one of :data:`DTYPES`.
     """
@@ -277,10 +285,8 @@ def _sources() -> str:
         return ""
 
 
-def _with_index(device: torch.device) -> torch.device:
-    if device.index is not None:
-        return device
-    return torch.device(device.type, torch.cuda.current_device() if torch.cuda.is_available() else 0)
+def _instead(kernel: str) -> str:
+    return "Triton's kernels run" if kernel in CUDA_KERNELS else "torch's own operators run"
 
 
 def _lasts(outcome: Outcome) -> bool:

@@ -1,22 +1,25 @@
 """From blocks and networks to lists of launches: at most four a block.
 
-A block is expand, depthwise with the sums of its channels, gate, project: the gate multiplies the projection's input as
-it is loaded, the residual joins its output before it is stored.
+A block is one CUDA kernel, or two with squeeze-excite, where these are chosen. Else it is expand, depthwise with the
+sums of its channels, gate, project: the gate multiplies the projection's input as it is loaded, the residual joins its
+output before it is stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mnv3_fast.engine.kinds import BLOCK, LINEAR, POOL, STEM
+from mnv3_fast.gpu import choice, launch
 from mnv3_fast.gpu.arena import Arena
-from mnv3_fast.gpu.launch import Launch
+from mnv3_fast.gpu.launch import AnyLaunch
 from mnv3_fast.gpu.packing import NO_WINDOW, Block, Convolution, pack_block, pack_layer, pack_vector
-from mnv3_fast.ops.depthwise_conv import triton_kernel as depthwise_conv
+from mnv3_fast.ops.depthwise_conv import triton_kernel as triton_depthwise_conv
 from mnv3_fast.ops.elements import convolved_size, resolve_window
 from mnv3_fast.ops.network.layout import Stage, input_channels
 from mnv3_fast.ops.pointwise_conv import triton_kernel as pointwise_conv
@@ -24,14 +27,17 @@ from mnv3_fast.ops.squeeze_excite import triton_kernel as squeeze_excite
 from mnv3_fast.ops.squeeze_excite_gate import triton_kernel as squeeze_excite_gate
 from mnv3_fast.ops.stem_conv import triton_kernel as stem_conv
 
+if TYPE_CHECKING:
+    from mnv3_fast.ops.inverted_residual.cuda_kernel import Packed
+
 
 def convolved(shape: Sequence[int], layer: Convolution) -> tuple[int, int, int, int]:
     """The shape [N, O, OH, OW] of a convolution's output."""
     return shape[0], layer.channels, *convolved_size(shape[2:], layer.kernel, layer.window)
 
 
-def block_launches(block: Block, input: Tensor, output: Tensor, arena: Arena, upcast: bool = False) -> list[Launch]:
-    """The launches of an inverted residual block: two to four; none for an empty batch.
+def block_launches(block: Block, input: Tensor, output: Tensor, arena: Arena, upcast: bool = False) -> list[AnyLaunch]:
+    """The launches of an inverted residual block: one to four; none for an empty batch.
 
     Args:
         input: [N, C, H, W], strides (H*W*C, 1, W*C, C), of the weights' dtype.
@@ -39,7 +45,14 @@ def block_launches(block: Block, input: Tensor, output: Tensor, arena: Arena, up
         arena: gives what lies between the layers.
         upcast: multiply 16-bit operands in fp32, without tensor cores.
     """
-    n, dtype, found = input.shape[0], input.dtype, []
+    n, dtype, device = input.shape[0], input.dtype, block.depthwise.weight.device
+    whole, depthwise = choice.block_questions(block, input.shape, dtype)
+    aligned = launch.is_aligned(input) and launch.is_aligned(output)  # or the blocks' kernels cannot read in wide words
+    if not upcast and aligned and choice.choose(whole, device) == "cuda":
+        from mnv3_fast.ops.inverted_residual import cuda_kernel
+
+        return cuda_kernel.launches(_fused(block), input, output, arena)
+    found: list[AnyLaunch] = []
     x = input
     if block.expand:
         x = arena.take("expanded", (n, block.expand.channels, *input.shape[2:]), dtype)
@@ -48,11 +61,13 @@ def block_launches(block: Block, input: Tensor, output: Tensor, arena: Arena, up
         )
     layer, squeeze = block.depthwise, block.squeeze_excite
     y = arena.take("depthwise", convolved(x.shape, layer), dtype)
-    window = resolve_window(x.shape[2:], layer.kernel, layer.window)
+    depthwise_conv = triton_depthwise_conv if upcast else choice.depthwise_conv(depthwise, device)
     sums = gates = None
     if squeeze:
-        sums = arena.take("sums", depthwise_conv.sums_shape(y, layer.kernel, window), torch.float32)
-    found += depthwise_conv.launches(x, layer.weight, layer.bias, y, layer.kernel, window, layer.activation, sums)
+        sums = arena.take("sums", depthwise_conv.sums_shape(y, layer.kernel, depthwise.window), torch.float32)
+    found += depthwise_conv.launches(
+        x, layer.weight, layer.bias, y, layer.kernel, depthwise.window, layer.activation, sums
+    )
     if squeeze and sums is not None:
         gates = arena.take("gates", y.shape[:2], torch.float32)
         workspace = squeeze_excite_gate.workspace_size(n, y.shape[1], squeeze.layers[0].shape[0])
@@ -64,6 +79,12 @@ def block_launches(block: Block, input: Tensor, output: Tensor, arena: Arena, up
     return found + pointwise_conv.launches(
         y, project.weight, project.bias, output, project.activation, gates, residual, upcast
     )
+
+
+def _fused(block: Block) -> Packed:
+    if block.fused is None:
+        raise choice.NoKernel("inverted_residual: its CUDA kernel is asked for, and its weights were packed without it")
+    return block.fused
 
 
 @dataclass(frozen=True)
@@ -107,7 +128,7 @@ class Network:
         return pack_layer(stage.kind, layer, window, stage.spec[1], self.dtype)
 
     def kernels(self) -> set[str]:
-        """The ops whose kernels a pass takes."""
+        """The ops whose Triton kernels a pass takes, or falls back to where it takes CUDA ones."""
         found = {"stem_conv"} if self.starts_with_stem() else set()
         for _, step in self.steps:
             if isinstance(step, Pool):
@@ -135,15 +156,27 @@ class Network:
             found.append(tuple(shape))
         return found
 
-    def arena(self, input: Tensor) -> Arena:
-        """The memory that passes over inputs of this shape need."""
+    def variants(self, shape: Sequence[int]) -> list[str]:
+        """What computes each step for an input [N, C, H, W]: "Triton", or "CUDA" and the op; where chosen, and why."""
+        found = []
+        for (_, step), given in zip(self.steps, [tuple(shape), *self.shapes(shape)], strict=False):
+            found.append("Triton")
+            for question in choice.block_questions(step, given, self.dtype) if isinstance(step, Block) else ():
+                variant, why = choice.reason(question, self.device)
+                found[-1] = f"CUDA {question.op}: {why}" if variant == "cuda" else f"Triton: {why}"
+                if variant == "cuda":
+                    break
+        return found
+
+    def arena(self, input: Tensor, upcast: bool = False) -> Arena:
+        """The memory that passes over inputs of this shape need, as :meth:`launches` makes them now."""
         arena = Arena(self.device)
         shape = self.output_shape(input.shape)
-        self.launches(input, torch.empty(shape, dtype=self.dtype, device="meta"), arena)
+        self.launches(input, torch.empty(shape, dtype=self.dtype, device="meta"), arena, upcast)
         arena.allocate()
         return arena
 
-    def launches(self, input: Tensor, output: Tensor, arena: Arena, upcast: bool = False) -> list[Launch]:
+    def launches(self, input: Tensor, output: Tensor, arena: Arena, upcast: bool = False) -> list[AnyLaunch]:
         """The launches of a pass, in order; none for an empty batch.
 
         Args:
@@ -152,7 +185,7 @@ class Network:
             arena: of :meth:`arena`.
             upcast: multiply 16-bit operands in fp32, without tensor cores.
         """
-        found: list[Launch] = []
+        found: list[AnyLaunch] = []
         x = input
         for i, (kind, step) in enumerate(self.steps):
             last = i == len(self.steps) - 1

@@ -1,4 +1,4 @@
-"""Folded weights as the Triton kernels read them: in the compute dtype, with fp32 biases.
+"""Folded weights as the kernels read them: in the compute dtype, with fp32 biases.
 
 BatchNorm is folded in fp64 and rounded once more to the compute dtype here; a weight is transposed only where a kernel
 reads channels side by side.
@@ -7,14 +7,20 @@ reads channels side by side.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mnv3_fast.engine.kinds import BLOCK, LINEAR, POINTWISE, STEM
+from mnv3_fast.gpu import choice
 from mnv3_fast.ops.fold_batch_norm.reference import fold_batch_norm
 from mnv3_fast.ops.inverted_residual.layout import Layer, unflatten
+
+if TYPE_CHECKING:
+    from mnv3_fast.ops.inverted_residual.cuda_kernel import Packed
 
 
 def pack_pointwise(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -63,16 +69,22 @@ class SqueezeExcite:
 
 @dataclass(frozen=True)
 class Block:
-    """An inverted residual block ready for its kernels."""
+    """An inverted residual block ready for its kernels.
+
+    ``fused`` are the same weights in the order of the CUDA kernels of whole blocks, where these may be chosen.
+    """
 
     expand: Convolution | None
     depthwise: Convolution
     squeeze_excite: SqueezeExcite | None
     project: Convolution
     residual: bool
+    fused: Packed | None = None
 
 
 NO_WINDOW = (1, 1, 0, 0, 0, 0, 1, 1)
+SMALL = 7
+"""Pixels a side of the last maps of MobileNetV3."""
 
 
 def fold(layer: Layer) -> tuple[Tensor, Tensor]:
@@ -114,4 +126,16 @@ def pack_block(tensors: Sequence[Tensor], spec: Sequence[int], constants: Sequen
         squeeze_excite = SqueezeExcite(packed, spec[14], spec[15], float(constants[3]))
     depthwise = pack_layer(BLOCK, block.depthwise, spec[5:13], spec[4], dtype)
     project = pack_layer(POINTWISE, block.project, NO_WINDOW, spec[17], dtype)
-    return Block(expand, depthwise, squeeze_excite, project, bool(spec[18]))
+    block = Block(expand, depthwise, squeeze_excite, project, bool(spec[18]))
+    return replace(block, fused=_pack_fused(block, dtype))
+
+
+def _pack_fused(block: Block, dtype: torch.dtype) -> Packed | None:
+    """None where there are no CUDA kernels, and of a block that they do not compute even where its map is small."""
+    if block.expand is None or not choice.packs(block.depthwise.weight.device):
+        return None
+    from mnv3_fast.ops.inverted_residual import cuda_kernel  # which imports this module
+
+    inputs, sides = block.expand.weight.shape[1], range(1, SMALL + 1)  # of a smaller map less is in shared memory
+    asked = (choice.block_questions(block, (1, inputs, *size), dtype)[0] for size in product(sides, sides))
+    return cuda_kernel.pack(block) if any(map(choice.is_known, asked)) else None

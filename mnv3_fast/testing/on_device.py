@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from mnv3_fast.gpu.outcomes import Outcome, name_of
-from mnv3_fast.ops.checks import GPU_DTYPES
-from mnv3_fast.testing.cases import Case, depthwise, gate, pointwise, squeeze_excite, stem
+from mnv3_fast.testing.cases import Case, block, depthwise, gate, pointwise, squeeze_excite, stem
 from mnv3_fast.testing.compare import Plant, as_list, functions_of, op_module
 from mnv3_fast.testing.layers import double
 from mnv3_fast.testing.tolerance import comparable, max_error, op_limit, relative_error
@@ -50,7 +49,29 @@ FIRST_USE: dict[str, tuple[Case, ...]] = {
         ),
     }.items()
 }
-"""What each kernel is checked on when a device is first used."""
+"""What each of Triton's kernels is checked on when a device is first used."""
+
+CUDA_FIRST_USE: dict[str, tuple[Case, ...]] = {
+    f"{op}_cuda": tuple(Case(op, f"first use {i}", build, layout) for i, (build, layout) in enumerate(builders))
+    for op, builders in {
+        # Each size and stride, with sums and without; channels of whole words and of others; odd maps.
+        "depthwise_conv": (
+            (depthwise(2, 24, 9, 17, 3, activation="relu"), "channels_last"),
+            (depthwise(2, 17, 8, 9, 3, stride=2, bias=True, return_mean=True), "sliced"),
+            (depthwise(2, 40, 14, 15, 5, activation="hardswish", return_mean=True), "contiguous"),
+            (depthwise(1, 72, 15, 13, 5, stride=2, activation="hardswish", return_mean=True), "channels_last"),
+            (depthwise(1, 272, 14, 14, 3, activation="hardswish", return_mean=True), "channels_last"),
+        ),
+        # With squeeze-excite and without, each size and stride, channels that are no multiple of 16, odd maps.
+        "inverted_residual": (
+            (block(2, 40, 14, 14, 120, 40, 5, 32, residual=True, activation="hardswish"), "channels_last"),
+            (block(1, 24, 15, 13, 88, 48, 5, 24, stride=2, activation="relu"), "channels_last"),
+            (block(2, 56, 7, 7, 200, 56, 3, residual=True, activation="hardswish"), "channels_last"),
+            (block(1, 16, 14, 11, 72, 24, 3, stride=2, activation="relu"), "contiguous"),
+        ),
+    }.items()
+}
+"""What each CUDA kernel is checked on; of an inverted residual block in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +106,8 @@ def arguments(case: Case, dtype: torch.dtype, plant: Plant | None = None) -> tup
     if plant is not None:
         args, keywords = plant(args, keywords)
     keywords.pop("return_mean", None)
-    return op_module(case.op).prepare(*cast(args, dtype), **cast(keywords, dtype), dtypes=GPU_DTYPES)
+    args, keywords = cast((args, keywords), torch.float32)  # whatever the user's default dtype is
+    return cast(op_module(case.op).prepare(*args, **keywords), dtype)
 
 
 @torch.no_grad()
@@ -99,10 +121,15 @@ def compare(case: Case, dtype: torch.dtype, run: Run, plant: Plant | None = None
         args = arguments(case, dtype)
         theirs, exact = as_list(reference(*args)), as_list(reference(*double(args)))
         ours = as_list(run(op.__name__, args if plant is None else arguments(case, dtype, plant)))
+    return judge([output.cpu() for output in ours], theirs, exact, dtype)
+
+
+def judge(ours: Sequence[Tensor], theirs: Sequence[Tensor], exact: Sequence[Tensor], dtype: torch.dtype) -> Comparison:
+    """Outputs by the tolerance rule, beside torch's own run in the dtype and the same in fp64."""
     worst = Comparison(0.0, op_limit(0.0, dtype))
     for results in zip(ours, theirs, exact, strict=True):
         try:
-            a, b, c = comparable(results[0].cpu(), *results[1:], dtype)
+            a, b, c = comparable(*results, dtype)
         except AssertionError as miss:
             return Comparison(None, None, str(miss))
         for measure in (relative_error, max_error):
@@ -115,7 +142,7 @@ def compare(case: Case, dtype: torch.dtype, run: Run, plant: Plant | None = None
 def first_use_outcome(kernel: str, dtype: torch.dtype, run: Run) -> Outcome:
     """A kernel over its first-use cases; the first miss ends it."""
     worst = Comparison(0.0, op_limit(0.0, dtype))
-    for case in FIRST_USE[kernel]:
+    for case in (FIRST_USE | CUDA_FIRST_USE)[kernel]:
         found = compare(case, dtype, run)
         worst = max(worst, found, key=lambda each: each.ratio)
         if found.reason is not None:

@@ -167,6 +167,16 @@ def test_16_bit_is_judged_by_what_torch_errs() -> None:
     assert cells.limit_of(1.0, torch.float32) == 2e-5
 
 
+def test_what_is_checked_is_what_is_timed() -> None:
+    """An engine that is right until it replays a graph is wrong."""
+    model, images, calls = Net().eval(), torch.randn(4, 3, 4, 4), iter(range(100))
+    with torch.no_grad():
+        expected, _ = cells.reference(model, images, torch.float32)
+        late = engine("late", lambda x: x if next(calls) < 2 else x * 1.02)
+        with pytest.raises(Missing, match="wrong: relative error 0.0"):
+            cells.build(late, model, images, torch.float32, expected, 2e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rivals_run_the_same_network(dtype: torch.dtype) -> None:
     """Those that the CPU has, too: eager and AMP in each dtype, ourselves in float32."""
@@ -206,6 +216,9 @@ def test_the_report_says_who_measured(cell: dict[str, Any], tmp_path: Path) -> N
     text = report.markdown(record)
     assert "a GPU, CUDA 13.2, torch 2.15, today" in text
     assert "`mnv3-fast bench`" in text
+    assert "graphs" not in text
+    facts["no_graphs"] = "switched off"
+    assert "Ours without CUDA graphs: switched off" in report.markdown(record | {"machine": facts})
     assert "A copy moves 1 GB/s; a pass moves 4.0 MB at level b and 3.0 MB at level c" in text
     pytest.importorskip("matplotlib")
     assert report.plot(record, tmp_path / "plot.png")

@@ -13,9 +13,10 @@ pytest.importorskip("triton")
 
 from benchmarks.gpu import roofline
 from mnv3_fast.gpu.network import Network
+from mnv3_fast.gpu.traffic import traffic
 from mnv3_fast.testing.gpu_bench import levels
 from mnv3_fast.testing.gpu_bench.levels import LEVELS, kernels, layers_of, stages_of
-from mnv3_fast.testing.gpu_bench.requested import launches_of, traffic
+from mnv3_fast.testing.gpu_bench.requested import launches_of
 
 MB_AN_IMAGE = {  # of maps in 16 bit at batch 128, computed before there was a kernel
     "large": {"a": 57.0, "b": 24.1, "c": 18.8, "d": 3.68},
@@ -179,7 +180,9 @@ def test_the_emulator_counts_the_same_bytes(dtype: torch.dtype) -> None:
         }
         report = Device().run(replace(launch, arguments=arguments))
         for names, counted in report.traffic.items():
-            mine = [[of.get(name, 0) for name in names.split("/")] for of in vars(moved).values()]
+            mine = [
+                [of.get(name, 0) for name in names.split("/")] for of in (moved.requested, moved.unique, moved.written)
+            ]
             counts = counted.requested, counted.unique, counted.written
             assert counts == tuple(map(sum, mine)), (launch.kernel.__name__, names)
 

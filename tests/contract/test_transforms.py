@@ -84,6 +84,7 @@ def test_jit_trace() -> None:
         assert testing.relative_error(traced(other), model(other)) <= testing.NET_LIMIT
 
 
+@pytest.mark.slow
 def test_jit_trace_with_gradients_is_the_stock_graph() -> None:
     """Also where a trace without gradients came before, and in the repetition by which torch checks it."""
     accelerated = mnv3_fast.accelerate(copy.deepcopy(cached_parity_model("small")).requires_grad_())
@@ -193,6 +194,7 @@ def test_a_hook_inside_divides_the_captured_network() -> None:
     assert testing.relative_error(program.module()(X), model(X)) <= testing.NET_LIMIT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_program_exported_with_gradients_on_is_one_op_too(strict: bool) -> None:
     """Also where Dynamo traces for the export; run with gradients it refuses rather than lose them."""

@@ -180,7 +180,7 @@ class TwoInputs(nn.Module):
 
 @torch.no_grad()
 def test_a_hook_keeps_the_graph_torchs() -> None:
-    stock = copy.deepcopy(extractor("pyramid"))
+    stock = copy.deepcopy(extractor("pyramid")).eval()  # torch copies graphs in training mode
     stock.get_submodule("features.4.block.0").register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match=r"features.4.block.0 has a hook, which an engine would not call"):
         mnv3_fast.freeze(stock)

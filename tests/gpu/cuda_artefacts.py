@@ -2,7 +2,8 @@
 
 Needs nvcc (setup.py says where it is looked for) and the tools that come with Triton; nothing is run. Instructions are
 counted as for Triton's kernels (``benchmarks/gpu/sass.py``): all that a thread with a tile inside of the map meets,
-once, or for a loop over rows as often as it turns; those that a predicate switches off and those on branches that such
+once, or for the loop over rows as often as it turns (blocks of four rows of threads and more stage their taps in one
+turn); those that a predicate switches off and those on branches that such
 a tile skips included, so what is issued is a little less. An output is one channel of one pixel.
 """
 
@@ -25,12 +26,13 @@ from tests.gpu.sass import MULTIPROCESSORS, occupancy
 from tests.gpu.simulator.build import BUILD, ELEMENTS, ROOT
 
 ARCHITECTURES = tuple(MULTIPROCESSORS)
-ACTIVATIONS = ("none", "relu", "hardswish")
+ACTIVATIONS = ("none", "relu", "hardswish", "relu6")
 THREADS = 128
 TILE_WIDTH = 7
-TILE_HEIGHT = {(3, 1): 2}
-BUDGET = {(3, 1): 35, (3, 2): 89, (5, 1): 75, (5, 2): 89}
-"""Instructions an output on sm_90, by kernel size and stride."""
+TILE_HEIGHT = {1: 2, 2: 1}
+"""By stride."""
+BUDGET = {(3, 1): 35, (3, 2): 89, (5, 1): 50, (5, 2): 89}
+"""Instructions an output on sm_90, by kernel size and stride: what an H100's memory leaves time for; 5x5 has 25 products."""
 NAME = re.compile(r"depthwise_conv_kernelI.*?Li(\d)ELi(\d)E.*?ActivationE(\d)ELb1E")
 
 
@@ -46,7 +48,7 @@ class Kernel:
     registers: int
     stack: int
     opcodes: Counter[str] = field(repr=False)
-    executed: float
+    executed: int
 
     def count(self, pattern: str) -> int:
         """Instructions whose opcode starts with a pattern."""
@@ -56,7 +58,7 @@ class Kernel:
     def outputs(self) -> int:
         """Of a thread."""
         vector = 4 if self.dtype == "fp32" else 8
-        return TILE_HEIGHT.get((self.size, self.stride), 1) * TILE_WIDTH * vector
+        return TILE_HEIGHT[self.stride] * TILE_WIDTH * vector
 
     @property
     def per_output(self) -> float:
@@ -69,12 +71,14 @@ class Kernel:
         return self.count(r"LDL|STL")
 
 
-def compile_cubin(nvcc: str, dtype: str, architecture: int) -> Path:
-    """All kernels of a dtype for an architecture; kept in build/ until a source of theirs changes."""
-    folder = ROOT / "csrc" / "ops" / "depthwise_conv"
-    source = folder / "cuda.cu"
+def compile_cubin(nvcc: str, dtype: str, architecture: int, name: str = "depthwise_conv/cuda.cu") -> Path:
+    """All kernels of a source in csrc/ops, of a dtype for an architecture; kept in build/ until a source changes."""
+    source = ROOT / "csrc" / "ops" / name
     flags = ["-std=c++17", "-O3", f"-arch=sm_{architecture}", f"-I{ROOT / 'csrc'}", f"-DMNV3_ELEMENT={ELEMENTS[dtype]}"]
-    texts = [path.read_text() for path in (source, folder / "tile.h", folder / "cuda.h", ROOT / "csrc/cuda/vector.h")]
+    texts = [
+        path.read_text()
+        for path in (source, *sorted(source.parent.glob("*.h")), *sorted((ROOT / "csrc/cuda").glob("*.h")))
+    ]
     to = BUILD / f"{dtype}-{architecture}-{hashlib.sha256(''.join([*texts, *flags]).encode()).hexdigest()[:16]}.cubin"
     if not to.exists():
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +90,7 @@ def compile_cubin(nvcc: str, dtype: str, architecture: int) -> Path:
 
 def kernels(cubin: Path, dtype: str, architecture: int) -> list[Kernel]:
     """What is in a cubin, by kernel size, stride and activation."""
-    usage, text = (_tool(cubin, *words) for words in (("cuobjdump", "--dump-resource-usage"), ("nvdisasm", "-c")))
+    usage, text = (tool(cubin, *words) for words in (("cuobjdump", "--dump-resource-usage"), ("nvdisasm", "-c")))
     found = []
     for part in re.split(r"\n\s*\.section\s+\.text\.", text)[1:]:
         name = part.split(",")[0]
@@ -97,25 +101,28 @@ def kernels(cubin: Path, dtype: str, architecture: int) -> list[Kernel]:
         registers, stack = (int(re.search(rf"{word}:(\d+)", words).group(1)) for word in ("REG", "STACK"))
         size, stride, activation = (int(digit) for digit in match.groups())
         opcodes = Counter(line.group(1) for line in sass.LINE.finditer(part) if line.group(1) != "NOP")
-        executed = _executed(sass.read(part), size, stride, 4 if dtype == "fp32" else 8)
+        outputs = TILE_HEIGHT[stride] * TILE_WIDTH * (4 if dtype == "fp32" else 8)
+        executed = _executed(sass.read(part), opcodes, outputs * size**2, size)
         found.append(
             Kernel(dtype, architecture, size, stride, ACTIVATIONS[activation], registers, stack, opcodes, executed)
         )
     return sorted(found, key=lambda kernel: (kernel.size, kernel.stride, ACTIVATIONS.index(kernel.activation)))
 
 
-def _executed(code: sass.Code, size: int, stride: int, vector: int) -> float:
-    """A loop over rows turns until all multiply-adds are done; the short ones, over parts of a sum, count once."""
-    products = size * size * TILE_WIDTH * vector
-    total = float(code.instructions)
-    for loop in code.loops:
-        total += loop.instructions * (products / loop.fp32 if loop.fp32 >= size * TILE_WIDTH * vector else 1)
-    return total
+def _executed(code: sass.Code, opcodes: Counter[str], products: int, size: int) -> int:
+    """The loop over rows, the longest, turns size - 1 times unless all products are there without it; others count once."""
+    turns = 1 if opcodes["FFMA"] + 2 * opcodes["FFMA2"] >= products else size - 1
+    rows = max(code.loops, key=lambda loop: loop.instructions)
+    return code.instructions + sum(loop.instructions * (turns if loop is rows else 1) for loop in code.loops)
 
 
-def _tool(cubin: Path, tool: str, option: str) -> str:
+def tool(cubin: Path, name: str, option: str) -> str:
+    """What one of the tools that come with Triton writes of a cubin."""
     folder = Path(require_triton().__file__).parent / "backends" / "nvidia" / "bin"
-    return subprocess.run([folder / tool, option, cubin], capture_output=True, text=True, check=True).stdout
+    done = subprocess.run([folder / name, option, cubin], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name} {option} {cubin.name} ended with {done.returncode}: {done.stderr}")
+    return done.stdout
 
 
 HEADER = (
@@ -131,10 +138,10 @@ def row(kernel: Kernel) -> list[str]:
     budget = BUDGET[kernel.size, kernel.stride] if kernel.architecture == 90 and kernel.dtype != "fp32" else "-"
     return [
         f"{kernel.size}x{kernel.size} step {kernel.stride} {kernel.activation}", kernel.dtype,
-        str(kernel.architecture), f"{TILE_HEIGHT.get((kernel.size, kernel.stride), 1)}x{TILE_WIDTH}",
+        str(kernel.architecture), f"{TILE_HEIGHT[kernel.stride]}x{TILE_WIDTH}",
         str(kernel.registers), str(kernel.stack + kernel.spills),
         f"{100 * occupancy(kernel.architecture, kernel.registers, 0, THREADS)[1]:.0f}%",
-        f"{wide[0]}/{all_of[0] - wide[0]}", f"{wide[1]}/{all_of[1] - wide[1]}", f"{kernel.executed:.0f}",
+        f"{wide[0]}/{all_of[0] - wide[0]}", f"{wide[1]}/{all_of[1] - wide[1]}", f"{kernel.executed}",
         f"{kernel.per_output:.1f}", str(budget),
     ]  # fmt: skip
 

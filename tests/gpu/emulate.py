@@ -3,7 +3,8 @@
 Exit status 0 if all is well; 1 for an error above tolerance, a byte that was not written or written twice, a race or an
 access out of bounds; 2 for arguments that make no sense and for a fault that cannot be planted.
 
-``--backend cuda`` runs the op's CUDA kernel in the simulator (``tests/gpu/simulator``) instead of what Triton compiled.
+``--backend cuda`` runs the op's CUDA kernels in the simulator (``tests/gpu/simulator``) instead of what Triton compiled.
+A whole block (``inverted_residual``) is its launches in a row, with squeeze-excite where ``--squeeze`` is given.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m tests.gpu.emulate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("op", help="depthwise_conv, pointwise_conv, squeeze_excite_gate, squeeze_excite or stem_conv")
+    parser.add_argument("op", help=", ".join(TAKES))
     for name, words in (("n", "images"), ("c", "input channels"), ("h", "input rows"), ("w", "input columns")):
         parser.add_argument(f"--{name}", type=_size, required=True, help=words)
     parser.add_argument("--out", type=_size, help="output channels")
+    parser.add_argument("--hidden", type=_size, help="expanded channels")
     parser.add_argument("--squeeze", type=_size, help="squeezed channels")
     parser.add_argument("--kernel", type=_size, default=3)
     parser.add_argument("--stride", type=_size, default=1)
@@ -62,6 +64,7 @@ TAKES = {
     "squeeze_excite_gate": {"squeeze", "activation"},
     "squeeze_excite": {"squeeze", "activation"},
     "stem_conv": {"out", "kernel", "stride", "padding", "dilation", "activation", "bytes", "layout"},
+    "inverted_residual": {"out", "hidden", "squeeze", "kernel", "stride", "padding", "activation", "residual"},
 }
 """The options that mean something to an op; others are refused rather than ignored."""
 
@@ -74,8 +77,10 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             parser.error(f"{options.op} takes no --{name}")
     if options.padding is not None and options.padding < 0:
         parser.error(f"--padding must be at least 0, got {options.padding}")
-    if options.op == "depthwise_conv" and options.kernel not in (1, 3, 5, 7):
+    if options.op in ("depthwise_conv", "inverted_residual") and options.kernel not in (1, 3, 5, 7):
         parser.error(f"--kernel must be 1, 3, 5 or 7, got {options.kernel}")
+    if options.op == "inverted_residual" and options.hidden is None:
+        parser.error("inverted_residual needs --hidden")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,14 +93,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WrongTriton as error:
         parser.error(str(error))
     from tests.gpu import verdict as emulated
-    from tests.gpu.operators import Request
     from tests.gpu.plant import NothingToDamage
+    from tests.gpu.requests import Request
     from tests.gpu.simulator import verdict as simulated
 
     fault = options.plant
     request = Request(**{name: value for name, value in vars(options).items() if name not in ("plant", "backend")})
     if "kernel" in TAKES[options.op] and min(request.out_size) < 1:
         parser.error(f"the window does not fit into a map of {request.h} x {request.w}")
+    if options.op == "inverted_residual" and request.residual and not request.keeps_shape():
+        out = f"{request.outputs} x {request.out_size[0]} x {request.out_size[1]}"
+        parser.error(f"--residual needs an output like the input, {request.c} x {request.h} x {request.w}, got {out}")
     if options.backend == "cuda" and (reason := simulated.missing_reason(request)):
         parser.error(f"--backend cuda: {reason}")
     backend = simulated if options.backend == "cuda" else emulated

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mnv3_fast.gpu import packing
-from mnv3_fast.gpu.launch import Launch
+from mnv3_fast.gpu import choice, packing
+from mnv3_fast.gpu.arena import Arena
+from mnv3_fast.gpu.launch import AnyLaunch
+from mnv3_fast.gpu.network import block_launches
 from mnv3_fast.ops.depthwise_conv import reference as depthwise_reference
 from mnv3_fast.ops.depthwise_conv import triton_kernel as depthwise_kernel
-from mnv3_fast.ops.elements import ACTIVATIONS, output_size
+from mnv3_fast.ops.elements import ACTIVATIONS, GATES
+from mnv3_fast.ops.inverted_residual import reference as block_reference
+from mnv3_fast.ops.inverted_residual.layout import HAS_BIAS
 from mnv3_fast.ops.pointwise_conv import reference as pointwise_reference
 from mnv3_fast.ops.pointwise_conv import triton_kernel as pointwise_kernel
 from mnv3_fast.ops.squeeze_excite import reference as squeeze_reference
@@ -23,78 +28,9 @@ from mnv3_fast.ops.squeeze_excite_gate import triton_kernel as gate_kernel
 from mnv3_fast.ops.stem_conv import reference as stem_reference
 from mnv3_fast.ops.stem_conv import triton_kernel as stem_kernel
 from tests.gpu.device import garbage
+from tests.gpu.requests import Request, Result, Run
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NO_NORM = (None, None, None, None, 0.0)
-
-
-@dataclass(frozen=True)
-class Request:
-    """An op, the sizes of its input [n, c, h, w], and its options; sizes that are None do not matter to it."""
-
-    op: str
-    n: int = 1
-    c: int = 8
-    h: int = 7
-    w: int = 7
-    out: int | None = None
-    squeeze: int | None = None
-    kernel: int = 3
-    stride: int = 1
-    padding: int | None = None
-    dilation: int = 1
-    activation: str = "none"
-    gate: bool = False
-    residual: bool = False
-    mean: bool = False
-    bytes: bool = False
-    layout: str = "channels_last"
-    dtype: str = "fp16"
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """What the kernel reads and writes."""
-        return DTYPES[self.dtype]
-
-    @property
-    def window(self) -> tuple[int, ...]:
-        """Stride h, w, padding left, right, top, bottom, dilation h, w."""
-        around = self.dilation * (self.kernel // 2) if self.padding is None else self.padding
-        return (self.stride, self.stride, *[around] * 4, self.dilation, self.dilation)
-
-    @property
-    def out_size(self) -> tuple[int, int]:
-        """Rows and columns of the output."""
-        padding = 2 * self.window[2]
-        return tuple(output_size(size, self.kernel, self.stride, padding, self.dilation) for size in (self.h, self.w))
-
-    def __str__(self) -> str:
-        plain = Request(self.op)
-        parts = [f"{self.n}x{self.c}x{self.h}x{self.w}"]
-        for f in fields(self)[5:-1]:
-            value = getattr(self, f.name)
-            if value != getattr(plain, f.name):
-                parts.append(f.name if value is True else f"{f.name} {value}")
-        return f"{self.op} {' '.join(parts)} {self.dtype}"
-
-
-@dataclass
-class Result:
-    """One output: a function that gives the kernel's once it ran, and what the reference says."""
-
-    ours: Callable[[], Tensor]
-    exact: Tensor
-    theirs: Tensor
-
-
-@dataclass
-class Run:
-    """What to launch, the tensors that it reads and those that it fills, and results to compare."""
-
-    launches: list[Launch]
-    inputs: list[Tensor]
-    outputs: list[Tensor]
-    results: dict[str, Result]
 
 
 def _numbers(request: Request) -> torch.Generator:
@@ -126,8 +62,13 @@ def _both(function: Callable, *arguments: object, dtype: torch.dtype) -> tuple:
     )
 
 
-def depthwise_conv(request: Request) -> Run:
-    """A depthwise convolution; with ``mean`` also the sums of its output's tiles, compared as means."""
+def depthwise_conv(request: Request, kernels: Any = depthwise_kernel) -> Run:
+    """A depthwise convolution; with ``mean`` also the sums of its output's tiles, compared as means.
+
+    Args:
+        request: what is computed.
+        kernels: the op's ``triton_kernel`` or ``cuda_kernel``.
+    """
     generator, dtype, kernel = _numbers(request), request.torch_dtype, request.kernel
     x = _random(request, generator, request.n, request.c, request.h, request.w)
     weight = _random(request, generator, request.c, 1, kernel, kernel, scale=(2 / kernel**2) ** 0.5)
@@ -138,18 +79,18 @@ def depthwise_conv(request: Request) -> Run:
     output = _empty_map(request.n, request.c, *request.out_size, dtype)
     results, outputs, sums = {"output": Result(lambda: output, exact, theirs)}, [output], None
     if request.mean:
-        sums = garbage(*depthwise_kernel.sums_shape(output, (kernel, kernel), request.window), dtype=torch.float32)
+        sums = garbage(*kernels.sums_shape(output, (kernel, kernel), request.window), dtype=torch.float32)
         pixels = request.out_size[0] * request.out_size[1]
         results["mean"] = Result(lambda: (sums.sum(1) / pixels).to(dtype), exact_mean, their_mean)
         outputs.append(sums)
-    launches = depthwise_kernel.launches(*inputs, output, (kernel, kernel), request.window, _code(request), sums)
+    launches = kernels.launches(*inputs, output, (kernel, kernel), request.window, _code(request), sums)
     return Run(launches, inputs, outputs, results)
 
 
 def pointwise_conv(request: Request) -> Run:
     """A 1x1 convolution with what stands around it."""
     generator, dtype = _numbers(request), request.torch_dtype
-    outs = request.out or request.c
+    outs = request.outputs
     x = _random(request, generator, request.n, request.c, request.h, request.w)
     weight = _random(request, generator, outs, request.c, scale=(2 / request.c) ** 0.5)
     bias = _random(request, generator, outs, scale=0.3)
@@ -168,7 +109,7 @@ def pointwise_conv(request: Request) -> Run:
 def stem_conv(request: Request) -> Run:
     """The first convolution; with ``bytes`` of a uint8 image that is normalised on the way in."""
     generator, dtype, kernel = _numbers(request), request.torch_dtype, request.kernel
-    outs = request.out or request.c
+    outs = request.outputs
     x = _random(request, generator, request.n, request.c, request.h, request.w)
     scale = shift = None
     if request.bytes:
@@ -236,12 +177,55 @@ def squeeze_excite(request: Request) -> Run:
     return Run(launches, [image, *packed], outputs, {"output": Result(lambda: output, exact, theirs)})
 
 
+def _triton_block(block: packing.Block, input: Tensor, output: Tensor) -> list[AnyLaunch]:
+    with choice.force(inverted_residual="triton", depthwise_conv="triton"):
+        return in_arena(lambda arena: block_launches(block, input, output, arena))
+
+
+def in_arena(launches: Callable[[Arena], list[AnyLaunch]]) -> list[AnyLaunch]:
+    """Launches with the memory that they take of an arena: made once to see how much, and once more in it."""
+    arena = Arena(torch.device("cpu"))
+    launches(arena)
+    arena.allocate()
+    return launches(arena)
+
+
+def inverted_residual(request: Request, launches: Callable[..., list[AnyLaunch]] = _triton_block) -> Run:
+    """A whole block: expansion, depthwise convolution, squeeze-excite where there are squeezed channels, projection.
+
+    Args:
+        request: what is computed; its activation stands behind the first two layers.
+        launches: gives the launches of a packed block on an input and an output.
+    """
+    generator, dtype, kernel = _numbers(request), request.torch_dtype, request.kernel
+    hidden, outs, code = request.hidden or request.c, request.outputs, _code(request)
+    x = _random(request, generator, request.n, request.c, request.h, request.w)
+    tensors = [_random(request, generator, hidden, request.c, 1, 1, scale=(2 / request.c) ** 0.5)]
+    tensors.append(_random(request, generator, hidden, scale=0.3))
+    tensors.append(_random(request, generator, hidden, 1, kernel, kernel, scale=(2 / kernel**2) ** 0.5))
+    tensors.append(_random(request, generator, hidden, scale=0.3))
+    tensors.append(_random(request, generator, outs, hidden, 1, 1, scale=(2 / hidden) ** 0.5))
+    tensors.append(_random(request, generator, outs, scale=0.3))
+    tensors += _layers(replace(request, c=hidden), generator) if request.squeeze else []
+    spec = (1, HAS_BIAS, code, HAS_BIAS, code, *request.window, int(bool(request.squeeze)))
+    spec = (*spec, ACTIVATIONS["relu"], GATES["hardsigmoid"], HAS_BIAS, 0, int(request.residual))
+    constants = (0.0, 0.0, 0.0, 1 / 6)
+    exact, theirs = (
+        block_reference.inverted_residual(x.to(to), [t.to(to) for t in tensors], spec, constants)
+        for to in (torch.float64, dtype)
+    )
+    input, output = _map(x, dtype), _empty_map(request.n, outs, *request.out_size, dtype)
+    found = launches(packing.pack_block(tensors, spec, constants, dtype), input, output)
+    return Run(found, [input], [output], {"output": Result(lambda: output, exact, theirs)})
+
+
 OPERATORS: dict[str, Callable[[Request], Run]] = {
     "depthwise_conv": depthwise_conv,
     "pointwise_conv": pointwise_conv,
     "squeeze_excite_gate": squeeze_excite_gate,
     "squeeze_excite": squeeze_excite,
     "stem_conv": stem_conv,
+    "inverted_residual": inverted_residual,
 }
 
 

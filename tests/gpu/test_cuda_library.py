@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -42,11 +43,38 @@ def test_a_missing_library_is_an_error_with_a_reason(tmp_path: Path, monkeypatch
     assert cuda_library.missing_reason() == "torch was built without CUDA"
 
 
+@pytest.mark.skipif(not cuda_library.FILE.exists(), reason="mnv3_fast/_cuda.so was not built: no nvcc")
+def test_the_built_library_shows_its_functions_alone_and_needs_no_library_of_cudas() -> None:
+    def lines(*command: str) -> list[str]:
+        return subprocess.run(
+            [*command, cuda_library.FILE], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+
+    functions = {line.split()[-1] for line in lines("nm", "-D", "--defined-only")}
+    headers = [path.read_text() for path in (ROOT / "csrc").rglob("*.h")]
+    declared = {name for text in headers for name in re.findall(r"MNV3_EXPORT [^(]*?(mnv3_cuda_\w+)\(", text)}
+    assert functions == declared and "mnv3_cuda_depthwise_conv" in declared
+    assert not [line for line in lines("readelf", "-d") if "NEEDED" in line and "cuda" in line]
+
+
+@pytest.mark.skipif(not cuda_library.FILE.exists(), reason="mnv3_fast/_cuda.so was not built: no nvcc")
+def test_the_built_library_refuses_and_says_why_without_a_gpu() -> None:
+    library = ctypes.CDLL(str(cuda_library.FILE))
+    library.mnv3_cuda_error.restype = ctypes.c_char_p
+    status = library.mnv3_cuda_depthwise_conv(ctypes.byref(cuda_kernel.Arguments(kernel=7)), None)
+    assert status == cuda_library.UNKNOWN
+    assert library.mnv3_cuda_error(status) == b"there is no kernel for these arguments"
+    assert library.mnv3_cuda_error(100) == b"no CUDA-capable device is detected"
+
+
 @pytest.mark.parametrize(
     ("kernel", "window"),
-    [((7, 7), WINDOW), ((3, 5), WINDOW), ((3, 3), (3, 3, *WINDOW[2:])), ((3, 3), (1, 2, *WINDOW[2:])), ((3, 3), (*WINDOW[:6], 2, 2))],
+    [
+        ((7, 7), WINDOW), ((3, 5), WINDOW), ((3, 3), (3, 3, *WINDOW[2:])), ((3, 3), (1, 2, *WINDOW[2:])),
+        ((3, 3), (*WINDOW[:6], 2, 2)), ((3, 3), (1, 1, -1, -1, -1, -1, 1, 1)),
+    ],
 )  # fmt: skip
 def test_another_window_is_refused(kernel: tuple[int, int], window: tuple[int, ...]) -> None:
     x = torch.zeros(1, 8, 9, 9)
-    with pytest.raises(ValueError, match="depthwise_conv: the CUDA kernel has no"):
-        cuda_kernel.arguments(x, x, x, x, kernel, window, 0)
+    with pytest.raises(ValueError, match="depthwise_conv: the CUDA kernel has 3x3 and 5x5 with stride 1 or 2"):
+        cuda_kernel.launches(x, x, x, x, kernel, window, 0)

@@ -16,10 +16,14 @@ from triton.backends.compiler import GPUTarget
 
 import mnv3_fast
 from mnv3_fast.engine.layer_times import layers_of
-from mnv3_fast.gpu import execute, first_use
+from mnv3_fast.gpu import execute, first_use, kept
 from mnv3_fast.gpu.executor import Executor
-from mnv3_fast.gpu.launch import Launch, observe
+from mnv3_fast.gpu.launch import AnyLaunch, CudaLaunch, Launch, observe
+from mnv3_fast.ops.depthwise_conv import cuda_kernel as depthwise_conv
+from mnv3_fast.ops.inverted_residual import cuda_gated_project
+from mnv3_fast.ops.inverted_residual import cuda_kernel as inverted_residual
 from mnv3_fast.testing.parity import parity_model
+from tests.gpu_dispatch.fake_library import FakeLibrary, install
 from tests.gpu_dispatch.stub_driver import StubDriver
 
 BLOCKS = {"large": (15, 8), "small": (11, 9)}
@@ -87,3 +91,23 @@ def test_kernels_are_compiled_ahead(engine: nn.Module, driver: StubDriver) -> No
         triton.knobs.runtime.jit_cache_hook = None
     assert compiled == []
     assert driver.launched != []
+
+
+def test_where_cuda_kernels_are_chosen(engine: nn.Module, driver: StubDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass of one image: each launch is started once, by Triton's driver or by the library, and no other."""
+    name = "large" if len(engine.geometry) > 2 + 10 * 12 else "small"
+    kernels = (depthwise_conv.KERNEL, inverted_residual.KERNEL, cuda_gated_project.KERNEL)
+    library = install(FakeLibrary({kernel.symbol: kernel.structure for kernel in kernels}), monkeypatch)
+    monkeypatch.setattr(kept, "_kept", {})  # blocks are packed for CUDA kernels, too
+    executor, images, _ = pass_of(engine, 1)
+    asked: list[AnyLaunch] = []
+    with observe(lambda launch: bool(asked.append(launch))):
+        executor.run(images)
+    cuda = [launch for launch in asked if isinstance(launch, CudaLaunch)]
+    triton_ones = [launch for launch in asked if not isinstance(launch, CudaLaunch)]
+    assert [called.symbol for called in library.called] == [launch.kernel.symbol for launch in cuda]
+    assert [each.name for each in driver.launched] == [launch.kernel.__name__ for launch in triton_ones]
+    assert len(driver.launched) + len(library.called) == {"large": 29, "small": 26}[name]
+    # Large: stem, depthwise and project, 14 blocks of which 8 have squeeze-excite, convolution, pool, two linear layers.
+    count = executor.precompile([(1, 3, 224, 224)])
+    assert count == len({launch.key() for launch in asked})

@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 
 from mnv3_fast.testing.layers import RealLayer, real_layers
-from tests.gpu.operators import OPERATORS, Request
+from tests.gpu.operators import OPERATORS
 from tests.gpu.plant import NothingToDamage
+from tests.gpu.requests import Request
 from tests.gpu.verdict import Verdict, judge, plant_and_judge
 
 DTYPES = ("fp16", "bf16", "fp32")
@@ -141,6 +142,7 @@ PLANTED = {
     "squeeze_excite_gate": (Request("squeeze_excite_gate", 3, 72, 3, 3, squeeze=24), ("barrier", "bound", "mma")),
     "squeeze_excite": (Request("squeeze_excite", 2, 72, 5, 5, squeeze=24), ("barrier", "bound", "mma")),
     "stem_conv": (Request("stem_conv", 1, 3, 15, 15, out=16, stride=2), ("barrier", "bound", "mma")),
+    "inverted_residual": (Request("inverted_residual", 1, 16, 7, 5, hidden=40, squeeze=8), ("barrier", "bound", "mma")),
 }
 
 

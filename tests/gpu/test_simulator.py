@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mnv3_fast.gpu.fragments import pack_fragments
 from tests.gpu.simulator import build
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="the simulator is compiled with g++")
@@ -44,6 +45,29 @@ def test_a_barrier_makes_both_orders_equal_and_a_race_does_not(program: Path) ->
     assert both_orders(program, "barrier") == (wanted, wanted)
     forward, reverse = both_orders(program, "race")
     assert np.isnan(forward).any() and not np.array_equal(forward, reverse, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_tensor_cores_multiply_matrices(program: Path, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    left, right = (torch.randn(2, 16, 16, generator=generator).to(dtype) for _ in range(2))
+    given = [left.flatten(), *[pack_fragments(each, dtype).flatten() for each in right]]
+    words = b"".join(tensor.view(torch.int16).numpy().tobytes() for tensor in given)
+    done = run(program, f"product_{str(dtype).removeprefix('torch.')}", words)
+    assert done.returncode == 0, done.stderr
+    forward, reverse = torch.frombuffer(bytearray(done.stdout), dtype=torch.float32).view(2, 2, 16, 16)
+    assert torch.equal(forward, reverse)
+    wanted = left.double() @ right.double().transpose(1, 2)
+    torch.testing.assert_close(forward.double(), wanted, rtol=0, atol=1e-5)
+
+
+def test_fragments_beyond_a_weight_are_zeros() -> None:
+    weight = torch.randn(24, 40)
+    packed = pack_fragments(weight, torch.float16)
+    assert packed.shape == (2, 3, 32, 8)
+    assert packed[1, :, :, 4:].count_nonzero() == 0 and packed[:, 2, :, 2:4].count_nonzero() == 0
+    kept = packed[packed != 0]
+    assert torch.equal(kept.sort().values, weight.half().flatten().sort().values)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from tests.gpu import plant
 from tests.gpu.compile import compile_launch
 from tests.gpu.device import ARCHITECTURE, Device
 from tests.gpu.machine import EmulationError
-from tests.gpu.operators import OPERATORS, Request, Run
+from tests.gpu.operators import OPERATORS
 from tests.gpu.parse import UnknownPtx
+from tests.gpu.requests import Request, Run
 
 
 @dataclass

@@ -1,7 +1,9 @@
-"""Kernels that can be told what to do: the reference in their place, right, damaged or raising."""
+"""Kernels that can be told what to do (the reference in their place, right, damaged or raising), and damaged files."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mnv3_fast.testing.compare import as_list, op_module
+from mnv3_fast.testing.layers import double
 
 CUDA = torch.device("cuda", 0)
 KIND = ("NVIDIA Test", "9.0")
@@ -29,8 +32,7 @@ class Stand:
         dtype = args[1].dtype if args[0].dtype is torch.uint8 else args[0].dtype
         self.calls.append((op, dtype))
         module = op_module(op.removesuffix("_mean"))
-        wide = [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-        outputs = as_list(getattr(module.reference, op)(*wide))
+        outputs = as_list(getattr(module.reference, op)(*double(args)))
         damage = self.damage.get(op.removesuffix("_mean"), lambda x: x)
         return tuple(damage(output.to(dtype)) for output in outputs)
 
@@ -40,3 +42,21 @@ def one_channel_wrong(x: Tensor) -> Tensor:
     x = x.clone()
     x[:, -1] += 0.01 * x.abs().max()
     return x
+
+
+class Evil:
+    """What must not be executed."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("/tmp/mnv3-fast-evil",)
+
+
+def changed(change: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], bytes]:
+    """A change of a JSON value as a change of its text."""
+
+    def apply(content: bytes) -> bytes:
+        value = json.loads(content)
+        change(value)
+        return json.dumps(value).encode()
+
+    return apply

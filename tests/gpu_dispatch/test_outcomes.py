@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import pickle
@@ -13,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from mnv3_fast.gpu import outcomes
+from mnv3_fast.gpu import keyed_file, outcomes
 from mnv3_fast.gpu.first_use import DTYPES, KERNELS, Checker
 from mnv3_fast.gpu.outcomes import Outcome
-from tests.gpu_dispatch.common import CUDA, KIND, Stand
+from tests.gpu_dispatch.common import CUDA, KIND, Evil, Stand, changed
 
 NAMES = tuple(str(dtype)[6:] for dtype in DTYPES)
-KEY = dict(zip(outcomes.KEY_FIELDS, ("NVIDIA Test", "9.0", "2.15.0", "3.9.0", "1.0", "ab" * 32), strict=True))
+KEY = dict(zip(keyed_file.KEY_FIELDS, ("NVIDIA Test", "9.0", "2.15.0", "3.9.0", "1.0", "ab" * 32, ""), strict=True))
 FOUND = [
     Outcome("stem_conv", "float16", True, 0.0004, 0.005),
     Outcome("depthwise_conv", "float32", False, 0.2, 1e-6, "max_error 0.2, limit 1e-06"),
@@ -50,29 +49,13 @@ def test_round_trip(path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_another_key_is_another_file_and_not_believed(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "mnv3_fast")
-    for name in outcomes.KEY_FIELDS:
+    for name in keyed_file.KEY_FIELDS:
         other = KEY | {name: "other"}
         assert outcomes.path_of(path.parent, other) != path
         assert outcomes.read(path, other, KERNELS, NAMES) == []
     assert {(r.levelname, r.getMessage()) for r in caplog.records} == {
         ("DEBUG", f"{path} is ignored: it is of another device or version")
     }
-
-
-class Evil:
-    """What must not be executed."""
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, ("/tmp/mnv3-fast-evil",)
-
-
-def changed(change: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], bytes]:
-    def apply(content: bytes) -> bytes:
-        value = json.loads(content)
-        change(value)
-        return json.dumps(value).encode()
-
-    return apply
 
 
 def outcome(**fields: Any) -> Callable[[bytes], bytes]:
@@ -87,14 +70,14 @@ def outcome(**fields: Any) -> Callable[[bytes], bytes]:
         (lambda content: b"\xff\xfe" + content, "it is no JSON"),
         (lambda content: b"[" * 60000, "it is no JSON"),
         (lambda content: pickle.dumps(Evil()), "it is no JSON"),
-        (lambda content: content + b" " * outcomes.MOST_BYTES, "it has more than 65536 bytes"),
+        (lambda content: content + b" " * outcomes.FILE.most_bytes, "it has more than 65536 bytes"),
         (lambda content: b"[]", "the file must have the fields format, key, outcomes"),
         (changed(lambda v: v.update(more=1)), "the file must have the fields format, key, outcomes"),
         (changed(lambda v: v.update(format="1")), "format is no number"),
         (changed(lambda v: v.update(format=True)), "format is no number"),
         (
             changed(lambda v: v["key"].pop("torch")),
-            "key must have the fields device, capability, torch, triton, mnv3_fast, sources",
+            "key must have the fields device, capability, torch, triton, mnv3_fast, sources, library",
         ),
         (changed(lambda v: v["key"].update(torch=2)), "key has a value that is no string"),
         (changed(lambda v: v.update(outcomes={})), "outcomes is no list"),
@@ -181,23 +164,28 @@ def test_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for given in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", given)
-        assert outcomes.cache_folder() == tmp_path / "home" / ".cache" / "mnv3_fast"
+        assert keyed_file.cache_folder() == tmp_path / "home" / ".cache" / "mnv3_fast"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert outcomes.cache_folder() == tmp_path / "cache" / "mnv3_fast"
+    assert keyed_file.cache_folder() == tmp_path / "cache" / "mnv3_fast"
 
 
 def test_the_hash_is_of_the_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     before = outcomes.sources_hash()
     package = Path(outcomes.__file__).parent.parent
     copy = tmp_path / "mnv3_fast"
-    for source in [*package.glob("gpu/*.py"), *package.glob("ops/*/triton_kernel.py")]:
+    for source in [
+        *package.glob("gpu/*.py"),
+        *package.glob("ops/*/triton_kernel.py"),
+        *package.glob("ops/*/cuda_*.py"),
+    ]:
         target = copy / source.relative_to(package)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source.read_bytes())
     monkeypatch.setattr(outcomes, "__file__", str(copy / "gpu" / "outcomes.py"))
     assert outcomes.sources_hash() == before
-    for kernel in KERNELS:
-        with (copy / "ops" / kernel / "triton_kernel.py").open("a") as file:
+    kernels = [f"{kernel}/triton_kernel.py" for kernel in KERNELS]
+    for kernel in [*kernels, "depthwise_conv/cuda_kernel.py"]:
+        with (copy / "ops" / kernel).open("a") as file:
             file.write("#")
         assert outcomes.sources_hash() != before
         before = outcomes.sources_hash()

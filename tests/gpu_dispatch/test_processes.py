@@ -21,6 +21,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False, timeout=900)
 
 
+@pytest.mark.slow
 def test_results_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu_dispatch/interpreted", TRITON_INTERPRET="1")

@@ -94,13 +94,31 @@ def test_a_wrong_network_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     assert broken.reason is not None and broken.reason.startswith("AttributeError: ")
 
 
+@pytest.mark.parametrize("wrong", [1, verify_device.REPLAYS])
+def test_a_replay_that_differs_is_a_miss(monkeypatch: pytest.MonkeyPatch, wrong: int) -> None:
+    """By one bit of one value; the call that launches can be counted in is the first."""
+    calls = iter(range(100))
+
+    def changed(output: torch.Tensor) -> torch.Tensor:
+        if next(calls) == wrong:
+            output[0, 0] = torch.nextafter(output[0, 0], torch.tensor(9.0))
+        return output
+
+    monkeypatch.setattr(verify_device, "accelerate", lambda model: lambda x: changed(model(x)))
+    monkeypatch.setattr(verify_device, "freeze", lambda model: model)
+    monkeypatch.setattr(verify_device, "SIZES", ((32, 32),))
+    first, second = verify_device.device_model_rows(CPU, [torch.float32], ["small"])
+    assert first.reason == "32 x 32: a later call, by a CUDA graph, gives something else"
+    assert second.reason == "it ran without a kernel of ours"
+
+
 @pytest.mark.parametrize("passed", [True, False])
 def test_the_command_writes_its_report(passed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand = Stand() if passed else Stand(squeeze_excite=one_channel_wrong)
     checker = Checker(stand, lambda device: KIND, tmp_path / "cache")
     rows = [verify_device.DeviceRow("large, frozen", "float16", 3, 1e-4, 4e-3, "32 x 32", 58, True)]
     monkeypatch.setattr(first_use, "checker", lambda: checker)
-    monkeypatch.setattr(cli, "_gpu", lambda name: CUDA)
+    monkeypatch.setattr(cli, "gpu", lambda *names: CUDA)
     monkeypatch.setattr(verify_device, "device_facts", lambda device: FACTS)
     monkeypatch.setattr(verify_device, "device_op_rows", lambda device, dtypes: iter(()))
     monkeypatch.setattr(verify_device, "device_model_rows", lambda device, dtypes: iter(rows))

@@ -39,7 +39,7 @@ def test_metadata() -> None:
     assert found["License-Expression"] == "Apache-2.0"
     lines = [line for line in metadata.requires("mnv3-fast") or [] if "extra ==" not in line]
     assert {re.split(r"[<>=;\s]", line)[0] for line in lines} == {
-        "torch", "torchvision", "pillow", "numpy", "safetensors", "typer", "rich",
+        "torch", "torchvision", "pillow", "numpy", "safetensors", "typer", "rich", "filelock", "tomli",
     }  # fmt: skip
     (script,) = metadata.entry_points(group="console_scripts", name="mnv3-fast")
     assert callable(script.load())

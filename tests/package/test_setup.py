@@ -86,7 +86,13 @@ def build_extension(folder: Path, **environment: str) -> subprocess.CompletedPro
         str(folder),
     ]
     return subprocess.run(
-        command, cwd=ROOT, env={**kept, **environment}, capture_output=True, text=True, check=False, timeout=120
+        command,
+        cwd=ROOT,
+        env={**kept, "CMAKE_ARGS": "-DMNV3_FAST_CUDA=OFF", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
 
 
@@ -116,7 +122,8 @@ def test_nvcc_is_found_in_cuda_home_then_on_the_path_then_among_wheels(
     folders = {name: tmp_path / name for name in ("home/bin", "path", "site/nvidia/cu13/bin", "empty")}
     for folder in folders.values():
         folder.mkdir(parents=True)
-    monkeypatch.setattr(module.sys, "path", [str(tmp_path / "site")])
+    monkeypatch.setattr(module.sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(module.sysconfig, "get_path", lambda name: str(tmp_path / "site"))
     empty = {"PATH": str(folders["empty"])}
     assert module.find_nvcc(empty) is None
     wheel = executable(folders["site/nvidia/cu13/bin"], "nvcc")
@@ -127,3 +134,60 @@ def test_nvcc_is_found_in_cuda_home_then_on_the_path_then_among_wheels(
     assert module.find_nvcc({"PATH": str(folders["path"]), "CUDA_HOME": str(folders["empty"])}) == str(on_path)
     at_home = executable(folders["home/bin"], "nvcc")
     assert module.find_nvcc({"PATH": str(folders["path"]), "CUDA_HOME": str(tmp_path / "home")}) == str(at_home)
+
+
+NVCC = """#!/bin/sh
+case "$*" in --list-gpu-code) {listed};; *) {compiled};; esac
+"""
+FAILING = {
+    "too old": ("echo 'nvcc fatal: unknown option' >&2; exit 1", "exit 0", "does not compile them: nvcc fatal: unknown option"),
+    "host compiler": ("exit 0", "echo; echo 'error: unsupported GNU version!'; exit 1", "does not compile them: error: unsupported GNU version!"),
+    "silent": ("exit 0", "exit 7", "does not compile them: status 7"),
+}  # fmt: skip
+"""What an nvcc does that is there and cannot build the kernels, and what is said of it."""
+
+
+def environment_with(folder: Path, listed: str, compiled: str, **rest: str) -> dict[str, str]:
+    """One in which nvcc is a script."""
+    executable(folder, "nvcc").write_text(NVCC.format(listed=listed, compiled=compiled))
+    return {"CUDA_HOME": os.devnull, "PATH": f"{folder}:/bin:/usr/bin", **rest}
+
+
+@pytest.mark.parametrize("case", list(FAILING))
+def test_an_nvcc_that_fails_is_a_reason_unless_it_was_asked_for(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    module = load_setup()
+    listed, compiled, words = FAILING[case]
+    environment = environment_with(tmp_path, listed, compiled)
+    assert module.nvcc_to_use(environment) is None
+    assert f"mnv3_fast: installing without CUDA kernels: {tmp_path}/nvcc {words}. GPUs run" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match=f"CMAKE_ARGS asks for CUDA kernels, but {tmp_path}/nvcc {words}"):
+        module.nvcc_to_use({**environment, "CMAKE_ARGS": "-DX=1 -DMNV3_FAST_CUDA=ON"})
+    assert module.nvcc_to_use({**environment, "CMAKE_ARGS": "-DMNV3_FAST_CUDA:BOOL=OFF"}) is None
+    assert capsys.readouterr().err == ""
+
+
+def test_an_nvcc_that_compiles_is_used_unless_it_is_refused(tmp_path: Path) -> None:
+    module = load_setup()
+    environment = environment_with(tmp_path, "exit 0", "exit 0")
+    for asked in ("", "-DMNV3_FAST_CUDA=ON", "-DMNV3_FAST_CUDA=OFF -DMNV3_FAST_CUDA=on"):
+        assert module.nvcc_to_use({**environment, "CMAKE_ARGS": asked}) == f"{tmp_path}/nvcc"
+    assert module.nvcc_to_use({**environment, "CMAKE_ARGS": "-DMNV3_FAST_CUDA=OFF"}) is None
+
+
+def test_no_nvcc_is_no_news_unless_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    module = load_setup()
+    monkeypatch.setattr(module, "find_nvcc", lambda environment: None)
+    assert module.nvcc_to_use({}) is None and capsys.readouterr().err == ""
+    with pytest.raises(RuntimeError, match="asks for CUDA kernels, but nvcc was not found in"):
+        module.nvcc_to_use({"CMAKE_ARGS": "-DMNV3_FAST_CUDA=ON"})
+
+
+def test_an_nvcc_that_is_no_program_is_a_reason(tmp_path: Path) -> None:
+    module = load_setup()
+    (tmp_path / "nvcc").write_bytes(b"\x7fnothing")
+    (tmp_path / "nvcc").chmod(0o755)
+    assert "nvcc cannot be run: " in module.reason_without_cuda(str(tmp_path / "nvcc"))

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mnv3_fast.gpu.compilation import key
 from mnv3_fast.gpu.launch import Launch, observe, run
 from mnv3_fast.gpu.network import Network
+from mnv3_fast.gpu.traffic import traffic
 from mnv3_fast.models.description import describe_net
 from mnv3_fast.testing.gpu_bench.engines import ENGINES, FROZEN, Engine, Missing, Run
 from mnv3_fast.testing.gpu_bench.levels import kernels, layers_of, stages_of
-from mnv3_fast.testing.gpu_bench.requested import launches_of, traffic
+from mnv3_fast.testing.gpu_bench.requested import launches_of
 from mnv3_fast.testing.gpu_bench.timing import Clock, interleave
 from mnv3_fast.testing.measure import Timing
 from mnv3_fast.testing.tolerance import NET_LIMIT, op_limit, relative_error
@@ -27,6 +27,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 BATCHES = (1, 8, 32, 128, 256)
 STATES = ("warm", "flushed")
 """L2 as the call before left it, and emptied."""
+CALLS = 4
+"""So many, of which the last is checked: engines that capture CUDA graphs replay one by then, as they do when timed."""
 CHUNK = 16
 """Images of which the reference computes the output at a time."""
 
@@ -53,11 +55,11 @@ def level_bytes(cell: Cell) -> dict[str, int]:
 
 
 @contextmanager
-def plain_float32() -> Iterator[None]:
-    """float32 without TF32 in everyone's products and convolutions, and cuDNN free to try its algorithms."""
+def plain_float32(benchmark: bool = True) -> Iterator[None]:
+    """float32 without TF32 in everyone's products and convolutions; ``benchmark``: cuDNN may try its algorithms."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
-    cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = False, False, True
+    cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = False, False, benchmark
     try:
         yield
     finally:
@@ -96,7 +98,8 @@ def build(engine: Engine, model: nn.Module, images: Tensor, dtype: torch.dtype, 
         raise Missing(reason)
     try:
         run = engine.build(model, images, dtype)
-        output = run()
+        for _ in range(CALLS):
+            output = run()
     except Exception as error:
         raise Missing(words(error)) from error
     if output.shape != expected.shape:
@@ -190,7 +193,7 @@ def dry(cell: Cell, model: nn.Module, engines: Sequence[Engine] = ENGINES) -> di
         run(launches_of(network, (cell.batch, 3, cell.size, cell.size)))
     moved = [traffic(launch) for launch in seen]
     return {
-        **asdict(cell), "title": cell.title(), "launches": len(seen), "compilations": len({key(one) for one in seen}),
+        **asdict(cell), "title": cell.title(), "launches": len(seen), "compilations": len({one.key() for one in seen}),
         "programs": sum(one.grid[0] * one.grid[1] * one.grid[2] for one in seen), "bytes": level_bytes(cell),
         "unique": sum(t.unique_bytes for t in moved), "requested": sum(t.requested_bytes for t in moved),
         "engines": {engine.key: engine.missing_reason() for engine in engines},

@@ -59,6 +59,7 @@ def markdown(record: dict[str, Any]) -> str:
     out = [
         f"{facts['gpu']}, CUDA {facts['cuda']}, torch {facts['torch']}, {facts['date']}; {record['rounds']} rounds; "
         "times by CUDA events, medians of all calls; TF32 off",
+        *([f"Ours without CUDA graphs: {facts['no_graphs']}"] if facts.get("no_graphs") else []),
         "",
         call,
     ]

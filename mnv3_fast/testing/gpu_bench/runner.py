@@ -12,6 +12,7 @@ import torchvision
 from torch import nn
 
 from mnv3_fast._version import __version__
+from mnv3_fast.gpu.graphs import missing_reason
 from mnv3_fast.testing.gpu_bench.cells import Cell, dry, measure
 from mnv3_fast.testing.gpu_bench.engines import ENGINES, Engine
 from mnv3_fast.testing.gpu_bench.timing import Clock, EventClock
@@ -21,7 +22,7 @@ ROUNDS = 9
 
 
 def facts_of(device: torch.device | None) -> dict[str, Any]:
-    """The device, None for a dry run, versions and date."""
+    """The device, None for a dry run, versions and date; ``no_graphs``: why our passes are in no CUDA graph, if so."""
     facts = {
         "torch": torch.__version__, "torchvision": torchvision.__version__, "mnv3_fast": __version__,
         "cuda": torch.version.cuda, "date": datetime.date.today().isoformat(), "gpu": None,
@@ -31,7 +32,7 @@ def facts_of(device: torch.device | None) -> dict[str, Any]:
         facts |= {
             "gpu": properties.name, "capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count, "l2_bytes": properties.L2_cache_size,
-            "memory_bytes": properties.total_memory,
+            "memory_bytes": properties.total_memory, "no_graphs": missing_reason(device),
         }  # fmt: skip
     return facts
 

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent.parent
 BUILD = ROOT / "build" / "simulator"
 FLAGS = (
-    "-std=c++17", "-g1", "-fsanitize=address,alignment", "-fno-sanitize-recover=alignment",
+    "-std=c++17", "-O1", "-g1", "-fsanitize=address,alignment", "-fno-sanitize-recover=alignment",
     "-fno-omit-frame-pointer", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
     f"-I{HERE / 'include'}",
 )  # fmt: skip
@@ -69,20 +69,47 @@ def changed(before: str, old: str, new: str) -> str:
 
 
 def depthwise_conv(damage: Mapping[str, Damage] | None = None) -> Path:
-    """The program that runs depthwise_conv's kernels (``depthwise_conv.cpp``).
+    """The program that runs a launch of depthwise_conv's kernel (``run.py``).
 
     Args:
         damage: changes of sources, by dtype ("fp32", "fp16", "bf16").
     """
-    folder = ROOT / "csrc" / "ops" / "depthwise_conv"
-    objects = [compile_object(HERE / name) for name in ("simulator.cpp", "depthwise_conv.cpp")]
-    objects.append(compile_object(folder / "cuda_binding.cpp"))
-    for dtype, element in ELEMENTS.items():
-        objects.append(compile_object(folder / "cuda.cu", [f"MNV3_ELEMENT={element}"], (damage or {}).get(dtype)))
+    return _program("depthwise_conv", "cuda_binding.cpp", "cuda.cu", "mnv3_cuda_depthwise_conv", ELEMENTS, damage or {})
+
+
+def inverted_residual(damage: Mapping[str, Damage] | None = None) -> Path:
+    """The program that runs a launch of inverted_residual's kernel.
+
+    Args:
+        damage: changes of sources, by dtype ("fp16", "bf16").
+    """
+    files = "cuda_binding.cpp", "cuda.cu"
+    return _program("inverted_residual", *files, "mnv3_cuda_inverted_residual", HALVES, damage or {})
+
+
+def gated_project(damage: Mapping[str, Damage] | None = None) -> Path:
+    """The program that runs a launch of gated_project's kernel.
+
+    Args:
+        damage: changes of sources, by dtype ("fp16", "bf16").
+    """
+    files = "gated_project_binding.cpp", "gated_project.cu"
+    return _program("inverted_residual", *files, "mnv3_cuda_gated_project", HALVES, damage or {})
+
+
+def _program(
+    op: str, binding: str, source: str, symbol: str, elements: Mapping[str, str], damage: Mapping[str, Damage]
+) -> Path:
+    folder = ROOT / "csrc" / "ops" / op
+    objects = [compile_object(HERE / "simulator.cpp"), compile_object(folder / binding)]
+    objects.append(compile_object(HERE / "launch.cpp", [f"SYMBOL={symbol}"]))
+    for dtype, element in elements.items():
+        objects.append(compile_object(folder / source, [f"MNV3_ELEMENT={element}"], damage.get(dtype)))
     return link(objects)
 
 
-ELEMENTS = {"fp32": "float", "fp16": "__half", "bf16": "__nv_bfloat16"}
+HALVES = {"fp16": "__half", "bf16": "__nv_bfloat16"}
+ELEMENTS = {"fp32": "float", **HALVES}
 
 
 def _digest(parts: Sequence[str]) -> str:

@@ -1,10 +1,11 @@
 #include "simulator.h"
 
-#include <sanitizer/common_interface_defs.h>
+#include <sanitizer/asan_interface.h>
 #include <ucontext.h>
 
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <memory>
 #include <vector>
 
@@ -13,10 +14,17 @@ namespace simulator {
 bool reversed = false;
 dim3 grid, block;
 uint3 block_index, thread_index;
+std::map<const void*, int> most_shared;
 
 namespace {
 
 constexpr std::size_t kStack = 256 << 10;  // AddressSanitizer's frames are large
+constexpr std::size_t kGiven = 64;         // bytes that a lane gives its warp at a time
+
+struct Copy {
+  void* to;
+  const void* from;  // null: zeros
+};
 
 enum class State { kReady, kAtBlock, kAtWarp, kDone };
 
@@ -27,8 +35,9 @@ struct Fiber {
   State state = State::kDone;
   unsigned mask = 0;
   uint3 index;
-  uint64_t values[2];  // given to the warp, in turn: one lane may be an exchange ahead of another
+  alignas(16) char given[2][kGiven];  // to the warp, in turn: one lane may be an exchange ahead of another
   unsigned exchanges = 0;
+  std::deque<std::vector<Copy>> copies;  // by group; the last one is not at an end
 };
 
 std::vector<Fiber> fibers;
@@ -86,24 +95,34 @@ void prepare(unsigned number) {
   Fiber& fiber = fibers[number];
   fiber.state = State::kReady;
   fiber.exchanges = 0;
+  fiber.copies.assign(1, {});
   fiber.index = {number % block.x, number / block.x % block.y, number / (block.x * block.y)};
   getcontext(&fiber.context);
   fiber.context.uc_stack.ss_sp = fiber.stack.get();
   fiber.context.uc_stack.ss_size = kStack;
   fiber.context.uc_link = nullptr;
   makecontext(&fiber.context, enter, 0);
+  // What the last block left on the stack is cleared here once; else AddressSanitizer clears it at every switch.
+  __asan_unpoison_memory_region(fiber.stack.get(), kStack);
+  fiber.context.uc_stack.ss_size = 0;
+}
+
+// A warp goes as far as it can before another starts, so that nothing but a barrier of the block makes one wait.
+void run_warp(std::size_t first) {
+  const std::size_t count = std::min<std::size_t>(32, threads - first);
+  do {
+    for (std::size_t i = 0; i < count; i++) {
+      const std::size_t which = first + (reversed ? count - 1 - i : i);
+      if (fibers[which].state == State::kReady) run(which);
+    }
+  } while (release_warp(first));
 }
 
 void run_block() {
+  const std::size_t warps = (threads + 31) / 32;
   for (std::size_t i = 0; i < threads; i++) prepare(static_cast<unsigned>(i));
   for (;;) {
-    for (std::size_t i = 0; i < threads; i++) {
-      const std::size_t which = reversed ? threads - 1 - i : i;
-      if (fibers[which].state == State::kReady) run(which);
-    }
-    bool released = false;
-    for (std::size_t first = 0; first < threads; first += 32) released |= release_warp(first);
-    if (released) continue;
+    for (std::size_t i = 0; i < warps; i++) run_warp((reversed ? warps - 1 - i : i) * 32);
     std::size_t done = 0, waiting = 0;
     for (std::size_t i = 0; i < threads; i++)
       done += fibers[i].state == State::kDone, waiting += fibers[i].state == State::kAtBlock;
@@ -141,14 +160,47 @@ void wait_for_warp(unsigned mask) {
 
 unsigned lane() { return current % 32; }
 
+void gather(const void* value, std::size_t size) {
+  Fiber& fiber = fibers[current];
+  if (size > kGiven) fail("a lane gives more than there is room for");
+  std::memcpy(fiber.given[fiber.exchanges++ % 2], value, size);
+  wait_for_warp(0xffffffff);
+}
+
+const void* gathered(unsigned from) {
+  const std::size_t source = current - lane() + from;
+  if (source >= threads) fail("a warp's value of a lane that does not exist is read");
+  return fibers[source].given[(fibers[current].exchanges - 1) % 2];
+}
+
+void copy_later(void* to, const void* from, bool inside) {
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16)
+    fail("a copy's address is no multiple of 16");
+  std::memset(to, 0xff, 16);  // it may be there at once: who still reads what was there before finds NaN
+  fibers[current].copies.back().push_back({to, inside ? from : nullptr});
+}
+
+void end_group_of_copies() { fibers[current].copies.emplace_back(); }
+
+void finish_groups_of_copies(std::size_t latest) {
+  for (auto& groups = fibers[current].copies; groups.size() > latest + 1; groups.pop_front())
+    for (const Copy& copy : groups.front()) {
+      constexpr char kZeros[16] = {};
+      std::memcpy(copy.to, copy.from ? copy.from : kZeros, 16);
+    }
+}
+
+void finish_copies() {
+  end_group_of_copies();
+  finish_groups_of_copies(0);
+}
+
 uint64_t exchange(unsigned mask, uint64_t value, unsigned from) {
   Fiber& fiber = fibers[current];
-  const unsigned turn = fiber.exchanges++ % 2;
-  const std::size_t source = current - lane() + from;
-  fiber.values[turn] = value;
+  std::memcpy(fiber.given[fiber.exchanges++ % 2], &value, sizeof(value));
   wait_for_warp(mask);
-  if (source >= threads) fail("a shuffle reads a lane that does not exist");
-  return fibers[source].values[turn];
+  std::memcpy(&value, gathered(from), sizeof(value));
+  return value;
 }
 
 }  // namespace simulator

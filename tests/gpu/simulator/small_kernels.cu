@@ -9,6 +9,8 @@
 #include <memory>
 #include <string>
 
+#include "cuda/matrix.h"
+
 namespace {
 
 constexpr int kLanes = 64;
@@ -58,6 +60,47 @@ void start(void (*kernel)(float*), unsigned blocks, float* to, bool reversed) {
   if (cudaLaunchKernel(kernel, dim3(blocks), dim3(kLanes), arguments, kLanes * sizeof(float), nullptr)) std::exit(2);
 }
 
+// Each warp: to [16, 16] = left [16, 16] right [16, 16], the right one in the order of lanes.
+template <class Element>
+__global__ void product(const Element* left, const mnv3_fast::cuda::Word* right, float* to) {
+  using namespace mnv3_fast::cuda;
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  auto* rows = reinterpret_cast<Element*>(dynamic_shared()) + warp * 16 * 24;  // 24 apart
+  for (unsigned i = lane; i < 256; i += 32) rows[i / 16 * 24 + i % 16] = left[warp * 256 + i];
+  __syncwarp();
+  uint32_t a[4];
+  load_rows(rows + lane % 16 * 24 + lane / 16 * 8, a);
+  const Word b = load(right + warp * 32 + lane);
+  float d[2][4] = {};
+  for (unsigned half = 0; half < 2; half++) {
+    multiply<Element>(a, b.bits[2 * half], b.bits[2 * half + 1], d[half]);
+    float* const corner = to + warp * 256 + lane / 4 * 16 + half * 8 + lane % 4 * 2;
+    for (unsigned i = 0; i < 4; i++) corner[i / 2 * 8 * 16 + i % 2] = d[half][i];
+  }
+}
+
+// Of two pairs of matrices on standard input the products, of float32, in both orders of threads.
+template <class Element>
+void products() {
+  constexpr int kWarps = kLanes / 32, kAll = 256 * kWarps;
+  const std::unique_ptr<Element[]> left(new Element[kAll]), right(new Element[kAll]);
+  const std::unique_ptr<float[]> to(new float[kAll]);
+  if (std::fread(left.get(), sizeof(Element), kAll, stdin) + std::fread(right.get(), sizeof(Element), kAll, stdin) !=
+      2 * kAll)
+    std::exit(2);
+  for (const bool reversed : {false, true}) {
+    simulator::reversed = reversed;
+    const Element* a = left.get();
+    const void* b = right.get();
+    float* d = to.get();
+    void* arguments[] = {&a, &b, &d};
+    if (cudaLaunchKernel(product<Element>, dim3(1), dim3(kLanes), arguments, kWarps * 16 * 24 * sizeof(Element),
+                         nullptr))
+      std::exit(2);
+    std::fwrite(to.get(), sizeof(float), kAll, stdout);
+  }
+}
+
 // Of each float32 of standard input float16 and bfloat16, and what these are as float32.
 void conversions() {
   float value;
@@ -76,6 +119,8 @@ void conversions() {
 int main(int, char** words) {
   const std::string name = words[1];
   if (name == "conversions") return conversions(), 0;
+  if (name == "product_float16") return products<__half>(), 0;
+  if (name == "product_bfloat16") return products<__nv_bfloat16>(), 0;
   void (*kernel)(float*) = name == "shuffles"      ? shuffles
                            : name == "barrier"     ? neighbours<true>
                            : name == "race"        ? neighbours<false>
