@@ -17,7 +17,7 @@ from benchmarks.gpu.instructions import ARCHITECTURES, BATCHES, DTYPE, NETS, dep
 from benchmarks.gpu.model import name_of, ours, passes
 from mnv3_fast.gpu import choice
 from mnv3_fast.gpu.choice import Question
-from mnv3_fast.gpu.counts import better, cost, threads_of, times
+from mnv3_fast.gpu.counts import better, cost, times
 from mnv3_fast.gpu.instructions import dtype_of, executed, label
 from mnv3_fast.gpu.launch import AnyLaunch, CudaLaunch
 from mnv3_fast.gpu.network import Network
@@ -109,7 +109,7 @@ def _time(launch: AnyLaunch, gpu: GPU) -> str:
 
 
 def _cells(launch: AnyLaunch) -> list[str]:
-    moved, blocks, threads = traffic(launch), launch.grid[0] * launch.grid[1] * launch.grid[2], threads_of(launch)
+    moved, blocks, threads = traffic(launch), launch.grid[0] * launch.grid[1] * launch.grid[2], launch.threads
     issued = blocks * -(-threads // 32) * executed(launch, COUNTED)[0]
     return [
         name_of(launch), f"{blocks:,} x {threads}", f"{moved.unique_bytes / 1e3:,.1f}",

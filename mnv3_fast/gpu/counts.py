@@ -114,15 +114,10 @@ def times(launch: AnyLaunch, gpu: Properties) -> dict[str, float]:
     return {
         "memory": bytes_ / gpu.bandwidth,
         "L2": most * sum(moved.brought.values()) / blocks / FROM_L2 / gpu.clock,
-        "issue": max(1, most * -(-threads_of(launch) // 32) / SCHEDULERS) * cycles / gpu.clock,
+        "issue": max(1, most * launch.warps / SCHEDULERS) * cycles / gpu.clock,
         "tensor": most * tensor_operations(launch) / blocks / tensor,
         "launch": LAUNCH,
     }
-
-
-def threads_of(launch: AnyLaunch) -> int:
-    """Of a block."""
-    return getattr(launch, "threads", 32 * launch.warps)
 
 
 def _tensor(architecture: int) -> int:

@@ -184,14 +184,14 @@ class Executor:
         inner = current.launches[current.inner]
         current.captures = len(inner) >= graphs.LEAST_LAUNCHES
         with graphs.turn() as ours:
+            copies = None
+            if ours and current.captures:
+                try:
+                    copies = self._copies(x, output)
+                except torch.OutOfMemoryError as error:
+                    current.captures = False
+                    self._tell(error)
             if not (ours and current.captures):
-                current.run(x, output)
-                return
-            try:
-                copies = self._copies(x, output)
-            except torch.OutOfMemoryError as error:
-                current.captures = False
-                self._tell(error)
                 current.run(x, output)
                 return
             if copies is not None:

@@ -47,6 +47,11 @@ class Launch:
         _check_grid(self)
 
     @property
+    def threads(self) -> int:
+        """Of a program."""
+        return 32 * self.warps
+
+    @property
     def options(self) -> dict[str, Any]:
         """What the compiler is told besides: also that it may fuse multiplications into additions."""
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
@@ -94,7 +99,7 @@ class CudaLaunch:
     @property
     def warps(self) -> int:
         """Of a block."""
-        return self.threads // 32
+        return -(-self.threads // 32)
 
     def run(self) -> None:
         """Start the kernel on the current stream of its tensors' device.
